@@ -1,0 +1,87 @@
+package listener
+
+import (
+	"iter"
+	"net/netip"
+	"time"
+)
+
+// State is the state of an address (RFC 2710 section 5). An address without a state is in Non-Listener.
+type State uint8
+
+// The states.
+const (
+	IdleListener     State = iota // no Report is due
+	DelayingListener              // a Report is due at a known time
+)
+
+func (s State) String() string {
+	if s == DelayingListener {
+		return "Delaying Listener"
+	}
+	return "Idle Listener"
+}
+
+// An Address is what the listener knows of a multicast address.
+type Address struct {
+	Addr         netip.Addr
+	State        State
+	Due          time.Time // in Delaying Listener: when the Report is due
+	Reportable   bool      // false for ff02::1 and scopes 0 and 1
+	Reported     bool      // a Report from a link-local address has been handed out since the first subscriber came
+	LastReporter bool      // this node sent the last Report; a leave owes a Done
+	Subscribers  int
+}
+
+// Address tells what the listener knows of addr; false means that it does not listen to it.
+func (l *Listener) Address(addr netip.Addr) (Address, bool) {
+	slot, ok := l.addresses.find(addr)
+	if !ok {
+		return Address{}, false
+	}
+	return l.describe(slot), true
+}
+
+// Snapshot yields every address that is listened to, in no particular order. The listener must not be changed
+// meanwhile.
+func (l *Listener) Snapshot() iter.Seq[Address] {
+	return func(yield func(Address) bool) {
+		for slot := range l.addresses.slots() {
+			if l.addresses.at(slot).has(listening) && !yield(l.describe(slot)) {
+				return
+			}
+		}
+	}
+}
+
+func (l *Listener) describe(slot uint32) Address {
+	e := l.addresses.at(slot)
+	a := Address{
+		Addr:         netip.AddrFrom16(e.addr),
+		Reportable:   e.has(reportable),
+		Reported:     e.has(reported),
+		LastReporter: e.has(lastReporter),
+		Subscribers:  l.addresses.subscribers(slot),
+	}
+	if e.timer != 0 {
+		a.State = DelayingListener
+		a.Due = l.base.Add(time.Duration(l.timers.due(e.timer)))
+	}
+	return a
+}
+
+// Source is the address that the listener sends from: "::" while there is no valid link-local address, the zero
+// Addr while it cannot send.
+func (l *Listener) Source() netip.Addr { return l.source }
+
+// Counters counts what a listener has done since it was made.
+type Counters struct {
+	QueriesHeard uint64
+	ReportsHeard uint64 // version 1, from other nodes
+	Suppressed   uint64 // own Reports left out because another node's was heard
+	ReportsSent  uint64
+	DonesSent    uint64
+}
+
+// Counters returns the counters.
+func (l *Listener) Counters() Counters { return l.counters }
