@@ -1,0 +1,163 @@
+package api
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"runtime"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Client is a connection to mldd. It is not safe for concurrent use.
+type Client struct {
+	conn *net.UnixConn
+	r    *bufio.Reader
+}
+
+// Dial connects to the daemon of a run directory, which it checks but never creates. The error wraps fs.ErrNotExist
+// or unix.ECONNREFUSED if nothing listens there; see NotRunning. It wraps ErrRunDir if the directory is not to be
+// trusted.
+func Dial(ctx context.Context, runDir string) (*Client, error) {
+	if err := verifyRunDir(runDir); err != nil {
+		return nil, err
+	}
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", SocketPath(runDir))
+	if err != nil {
+		return nil, fmt.Errorf("mldd at %s: %w", SocketPath(runDir), err)
+	}
+	return &Client{conn: conn.(*net.UnixConn), r: bufio.NewReader(conn)}, nil
+}
+
+// NotRunning reports whether an error of Dial or Call means that no daemon listens in the run directory, or that the
+// daemon has gone away before it answered.
+func NotRunning(err error) bool {
+	for _, gone := range []error{fs.ErrNotExist, unix.ECONNREFUSED, unix.ECONNRESET, unix.EPIPE, io.ErrUnexpectedEOF} {
+		if errors.Is(err, gone) {
+			return true
+		}
+	}
+	return false
+}
+
+// Call sends one request and waits for its answer until ctx ends. The descriptors of the request go with it and
+// stay the caller's. The error is about the exchange; what the daemon thinks of the request is in Answer.Error.
+// After an error the client is of no further use.
+func (c *Client) Call(ctx context.Context, r *Request) (*Answer, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("mldd: %s: %w", r.Op, err)
+	}
+	// A deadline in the past wakes the blocked read or write.
+	stop := context.AfterFunc(ctx, func() { c.conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	a, err := c.call(r)
+	if err != nil && ctx.Err() != nil {
+		err = fmt.Errorf("no answer: %w", ctx.Err())
+	}
+	if err != nil {
+		return nil, fmt.Errorf("mldd: %s: %w", r.Op, err)
+	}
+	return a, nil
+}
+
+func (c *Client) call(r *Request) (*Answer, error) {
+	req := *r
+	req.V = Version
+	w := wireRequest{Request: &req}
+	var fds []int
+	for i, f := range []*os.File{r.Netns, r.HostNetns} {
+		if f != nil {
+			w.Descriptors = append(w.Descriptors, descriptorNames[i])
+			fds = append(fds, int(f.Fd()))
+		}
+	}
+	line, err := json.Marshal(w)
+	if err != nil {
+		return nil, err
+	}
+	err = writeLine(c.conn, line, fds)
+	runtime.KeepAlive(r) // its files, whose numbers were in use until here
+	if err != nil {
+		return nil, err
+	}
+	if line, err = readLine(c.r); err != nil {
+		return nil, err
+	}
+	return decodeAnswer(line)
+}
+
+// Close ends the connection.
+func (c *Client) Close() error { return c.conn.Close() }
+
+// writeLine sends a line, with descriptors in the message of its first byte.
+func writeLine(conn *net.UnixConn, line []byte, fds []int) error {
+	if len(line)+1 > MaxLine {
+		return fmt.Errorf("the line is %d bytes long: at most %d are allowed", len(line)+1, MaxLine)
+	}
+	line = append(line, '\n')
+	if len(fds) > 0 {
+		n, _, err := conn.WriteMsgUnix(line, unix.UnixRights(fds...), nil)
+		if err != nil {
+			return err
+		}
+		if line = line[n:]; len(line) == 0 { // a stream socket may take less than the whole
+			return nil // an empty write would fail if the answer is here already and the other side has closed
+		}
+	}
+	_, err := conn.Write(line)
+	return err
+}
+
+// readLine reads a line of at most MaxLine bytes and returns it without its end.
+func readLine(r *bufio.Reader) ([]byte, error) {
+	var line []byte
+	for {
+		part, err := r.ReadSlice('\n')
+		if len(line)+len(part) > MaxLine {
+			return nil, fmt.Errorf("the answer is longer than %d bytes", MaxLine)
+		}
+		line = append(line, part...)
+		switch {
+		case err == nil:
+			return line[:len(line)-1], nil
+		case errors.Is(err, io.EOF):
+			return nil, fmt.Errorf("the daemon went away without an answer: %w", io.ErrUnexpectedEOF)
+		case !errors.Is(err, bufio.ErrBufferFull):
+			return nil, err
+		}
+	}
+}
+
+// decodeAnswer decodes an answer strictly.
+func decodeAnswer(line []byte) (*Answer, error) {
+	if err := checkVersion(line, "answer", "daemon"); err != nil {
+		return nil, err
+	}
+	var a Answer
+	if err := decodeStrictly(line, &a); err != nil {
+		return nil, fmt.Errorf("answer: %w", err)
+	}
+	return &a, nil
+}
+
+// decodeStrictly decodes one JSON value whose keys are all known.
+func decodeStrictly(line []byte, v any) error {
+	d := json.NewDecoder(bytes.NewReader(line))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		return fmt.Errorf("%w (protocol version %d on both sides)", err, Version)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("more than one JSON value in the line")
+	}
+	return nil
+}

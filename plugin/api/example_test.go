@@ -1,0 +1,31 @@
+package api_test
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
+)
+
+func ExampleParseSettings() {
+	configuration := `{"groups": ["ff05::4321", {"group": "ff02::8", "deliver": false}], "robustness": 3}`
+	var keys map[string]json.RawMessage
+	if err := json.Unmarshal([]byte(configuration), &keys); err != nil {
+		fmt.Println(err)
+	}
+	settings, err := api.ParseSettings(keys)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println(settings.Groups)
+	fmt.Println(settings.Robustness, settings.UnsolicitedReportInterval, settings.Ready)
+
+	keys["robustness"] = json.RawMessage("9")
+	_, err = api.ParseSettings(keys)
+	fmt.Println(err.Code, err)
+	// Output:
+	// [ff02::8 (deliver: false) ff05::4321]
+	// 3 10s {auto 1s}
+	// 7 robustness: 9: must be from 1 to 7
+}

@@ -1,0 +1,342 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
+)
+
+func TestVersion(t *testing.T) {
+	t.Parallel()
+	o := invocation{verb: "VERSION"}.run(t)
+	o.wants(t, 0)
+	var v struct {
+		Supported []string `json:"supportedVersions"`
+	}
+	if err := json.Unmarshal([]byte(o.stdout), &v); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"}; !slices.Equal(v.Supported, want) {
+		t.Errorf("supports %v, want %v", v.Supported, want)
+	}
+}
+
+// TestAddRequest: what the daemon gets is what the runtime said.
+func TestAddRequest(t *testing.T) {
+	t.Parallel()
+	netns := filepath.Join(t.TempDir(), "netns")
+	if err := os.WriteFile(netns, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	same := func(f *os.File, path string) bool {
+		a, err := f.Stat()
+		if err != nil {
+			t.Error(err)
+			return false
+		}
+		b, err := os.Stat(path)
+		if err != nil {
+			t.Error(err)
+			return false
+		}
+		return os.SameFile(a, b)
+	}
+	d := startFake(t, func(r *api.Request) *api.Answer {
+		if r.Op == api.OpDel {
+			return &api.Answer{}
+		}
+		if !same(r.Netns, netns) {
+			t.Error("the first descriptor is not CNI_NETNS")
+		}
+		if !same(r.HostNetns, "/proc/self/ns/net") {
+			t.Error("the second descriptor is not the plugin's network namespace")
+		}
+		return &api.Answer{}
+	})
+	for _, verb := range []string{"ADD", "CHECK"} {
+		invocation{verb: verb, runDir: d.runDir, netns: netns, args: "IgnoreUnknown=1;K8S_POD_NAME=x;;=;odd",
+			keys: `,"groups":["ff05::4321"],"alwaysDone":true` + prevResult}.run(t).wants(t, 0)
+	}
+	invocation{verb: "DEL", runDir: d.runDir, netns: netns, keys: prevResult}.run(t).wants(t, 0)
+
+	settings := api.DefaultSettings()
+	settings.Groups = []api.Group{{Addr: netip.MustParseAddr("ff05::4321"), Deliver: true}}
+	settings.AlwaysDone = true
+	attachment := api.Attachment{Network: "lab", ContainerID: "c1", IfName: "eth0"}
+	want := []*api.Request{
+		{V: 1, Op: "add", Attachment: attachment, Settings: settings, NetnsPath: netns},
+		{V: 1, Op: "check", Attachment: attachment, Settings: settings, NetnsPath: netns},
+		{V: 1, Op: "del", Attachment: attachment, NetnsPath: netns},
+	}
+	if diff := cmp.Diff(want, d.seen(), cmpopts.EquateComparable(netip.Addr{})); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// fullResults has a result with every field of each version, and one that no version knows yet.
+var fullResults = map[string]string{
+	"0.3.1": `{"cniVersion":"0.3.1","interfaces":[{"name":"eth0","mac":"02:00:00:00:00:01","sandbox":"/run/netns/c1"},{"name":"veth1"}],
+		"ips":[{"version":"6","interface":0,"address":"fd00:1::2/64","gateway":"fd00:1::1"},{"version":"4","address":"10.0.0.2/24"}],
+		"routes":[{"dst":"::/0","gw":"fd00:1::1"}],
+		"dns":{"nameservers":["fd00::53"],"domain":"lab","search":["a","b"],"options":["ndots:2"]},"future":{"x":[1,null]}}`,
+	"1.0.0": `{"cniVersion":"1.0.0","interfaces":[{"name":"eth0","mac":"02:00:00:00:00:01","sandbox":"/run/netns/c1"},{"name":"veth1"}],
+		"ips":[{"interface":0,"address":"fd00:1::2/64","gateway":"fd00:1::1"},{"address":"10.0.0.2/24"}],
+		"routes":[{"dst":"::/0","gw":"fd00:1::1"}],
+		"dns":{"nameservers":["fd00::53"],"domain":"lab","search":["a","b"],"options":["ndots:2"]},"future":{"x":[1,null]}}`,
+	"1.1.0": `{"cniVersion":"1.1.0","interfaces":[{"name":"eth0","mac":"02:00:00:00:00:01","mtu":9000,"sandbox":"/run/netns/c1",
+		"socketPath":"/run/vhost.sock","pciID":"0000:00:1f.6"},{"name":"veth1"}],
+		"ips":[{"interface":0,"address":"fd00:1::2/64","gateway":"fd00:1::1"},{"address":"10.0.0.2/24"}],
+		"routes":[{"dst":"::/0","gw":"fd00:1::1","mtu":1400,"advmss":1300,"priority":7,"table":100,"scope":253},
+		{"dst":"fd00:2::/64","table":0,"scope":0}],
+		"dns":{"nameservers":["fd00::53"],"domain":"lab","search":["a","b"],"options":["ndots:2"]},"future":{"x":[12345678901234567890,null]}}`,
+}
+
+func init() { fullResults["0.4.0"] = strings.Replace(fullResults["0.3.1"], "0.3.1", "0.4.0", 1) }
+
+// asMap decodes JSON without a loss in its numbers.
+func asMap(t *testing.T, text string) map[string]any {
+	t.Helper()
+	d := json.NewDecoder(strings.NewReader(text))
+	d.UseNumber()
+	var v map[string]any
+	if err := d.Decode(&v); err != nil {
+		t.Fatalf("%s: %v", text, err)
+	}
+	return v
+}
+
+func TestAddPassesTheResultOn(t *testing.T) {
+	t.Parallel()
+	d := startFake(t, fine)
+	for version, result := range fullResults {
+		t.Run(version, func(t *testing.T) {
+			o := invocation{verb: "ADD", runDir: d.runDir, version: version, keys: `,"prevResult":` + result}.run(t)
+			o.wants(t, 0)
+			if diff := cmp.Diff(asMap(t, result), asMap(t, o.stdout)); diff != "" {
+				t.Error(diff)
+			}
+		})
+		t.Run(version+" without its version", func(t *testing.T) {
+			bare := strings.Replace(result, `"cniVersion":"`+version+`",`, "", 1)
+			o := invocation{verb: "ADD", runDir: d.runDir, version: version, keys: `,"prevResult":` + bare}.run(t)
+			o.wants(t, 0)
+			if diff := cmp.Diff(asMap(t, result), asMap(t, o.stdout)); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+	t.Run("0.4.0 in 1.1.0", func(t *testing.T) {
+		o := invocation{verb: "ADD", runDir: d.runDir, keys: `,"prevResult":` + fullResults["0.4.0"]}.run(t)
+		o.wants(t, 0)
+		want := asMap(t, fullResults["1.0.0"])
+		want["cniVersion"] = "1.1.0"
+		delete(want, "future") // a conversion keeps what both versions know
+		if diff := cmp.Diff(want, asMap(t, o.stdout)); diff != "" {
+			t.Error(diff)
+		}
+	})
+}
+
+// TestAddFails has what a runtime gets when ADD cannot be done, and that the daemon was not asked.
+func TestAddFails(t *testing.T) {
+	t.Parallel()
+	d := startFake(t, fine)
+	for _, tc := range []struct {
+		name  string
+		i     invocation
+		code  uint
+		texts []string
+	}{
+		{"no result", invocation{}, 7, []string{"prevResult", "after a plugin"}},
+		{"null result", invocation{keys: `,"prevResult":null`}, 7, []string{"prevResult", "after a plugin"}},
+		{"not a result", invocation{keys: `,"prevResult":{"cniVersion":"1.1.0","ips":"fd00::1"}`}, 7, []string{"prevResult", "ips"}},
+		{"a list as result", invocation{keys: `,"prevResult":[]`}, 7, []string{"prevResult", "[]"}},
+		{"a result of the future", invocation{keys: `,"prevResult":{"cniVersion":"9.0.0"}`}, 7, []string{"prevResult", "9.0.0"}},
+		{"unknown key", invocation{keys: prevResult + `,"group":"ff05::1"`}, 7, []string{"group", "ff05::1", "unknown key"}},
+		{"namespace is gone", invocation{keys: prevResult, netns: "/run/netns/none"}, 4, []string{"CNI_NETNS", "/run/netns/none"}},
+		{"own namespace", invocation{keys: prevResult, netns: "/proc/self/ns/net"}, 8, []string{"CNI_NETNS", "own namespace"}},
+		{"a version before 0.3.1", invocation{keys: prevResult, version: "0.2.0"}, 1, nil},
+		{"no namespace", invocation{keys: prevResult, netns: "none"}, 4, []string{"CNI_NETNS"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			tc.i.verb, tc.i.runDir = "ADD", d.runDir
+			tc.i.run(t).wants(t, tc.code, tc.texts...)
+		})
+	}
+	if seen := d.seen(); len(seen) != 0 {
+		t.Errorf("the daemon was asked %d times", len(seen))
+	}
+}
+
+func TestDaemonErrorsKeepTheirCode(t *testing.T) {
+	t.Parallel()
+	d := startFake(t, func(*api.Request) *api.Answer {
+		return &api.Answer{Error: types.NewError(api.CodeNotEthernet, "eth0: not Ethernet", "use a veth")}
+	})
+	for _, verb := range []string{"ADD", "CHECK", "DEL"} {
+		o := invocation{verb: verb, runDir: d.runDir, keys: prevResult}.run(t)
+		o.wants(t, api.CodeNotEthernet, "eth0: not Ethernet", "use a veth")
+	}
+	invocation{verb: "STATUS", runDir: d.runDir}.run(t).wants(t, 50, "eth0: not Ethernet")
+}
+
+func TestDegradedIsSuccessAndALine(t *testing.T) {
+	t.Parallel()
+	d := startFake(t, func(*api.Request) *api.Answer { return &api.Answer{Degraded: "bridge cni0 has no entry"} })
+	o := invocation{verb: "ADD", runDir: d.runDir, keys: prevResult}.run(t)
+	o.wants(t, 0)
+	if !strings.Contains(o.stderr, "bridge cni0 has no entry") || !strings.Contains(o.stderr, "lab/c1/eth0") {
+		t.Errorf("standard error %q", o.stderr)
+	}
+}
+
+// TestSilentDaemon: every verb ends at its deadline.
+func TestSilentDaemon(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits for deadlines of ten seconds")
+	}
+	t.Parallel()
+	release := make(chan struct{})
+	d := startFake(t, func(*api.Request) *api.Answer { <-release; return nil })
+	t.Cleanup(func() { close(release) })
+	var calls sync.WaitGroup
+	for verb, deadline := range map[string]time.Duration{
+		"ADD": callTimeout, "CHECK": callTimeout, "DEL": delTimeout, "STATUS": callTimeout,
+	} {
+		calls.Go(func() {
+			keys := prevResult + `,"ready":{"timeout":"1ms"}`
+			o := invocation{verb: verb, runDir: d.runDir, keys: keys}.run(t)
+			code := types.ErrTryAgainLater
+			if verb == "STATUS" {
+				code = types.ErrPluginNotAvailable
+			}
+			o.wants(t, code, "deadline")
+			if o.took < deadline || o.took > deadline+ceiling/4 {
+				t.Errorf("%s took %v, want %v", verb, o.took, deadline)
+			}
+		})
+	}
+	calls.Wait()
+}
+
+// TestDelSucceeds whatever is gone.
+func TestDelSucceeds(t *testing.T) {
+	t.Parallel()
+	d := startFake(t, fine)
+	gone := startFake(t, func(*api.Request) *api.Answer { return nil })
+	for _, tc := range []struct {
+		name string
+		i    invocation
+	}{
+		{"everything there", invocation{runDir: d.runDir, keys: prevResult}},
+		{"no namespace, no result", invocation{runDir: d.runDir, netns: "none"}},
+		{"namespace gone", invocation{runDir: d.runDir, netns: "/run/netns/none"}},
+		{"no daemon", invocation{runDir: tempDir(t)}},
+		{"daemon goes away", invocation{runDir: gone.runDir}},
+		{"no run directory", invocation{runDir: "/run/mld-test-none"}},
+		{"run directory that ADD refuses", invocation{runDir: "mld"}},
+		{"configuration that ADD refuses", invocation{runDir: d.runDir, keys: `,"groups":["fd00::1"],"novel":1`}},
+		{"configuration that is odd", invocation{config: `{"cniVersion":"1.1.0","name":"lab","runDir":5}`}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			tc.i.verb = "DEL"
+			o := tc.i.run(t)
+			o.wants(t, 0)
+			if o.stdout != "" {
+				t.Errorf("standard output %q", o.stdout)
+			}
+		})
+	}
+	if n := len(d.seen()); n != 4 {
+		t.Errorf("the daemon was asked %d times, want 4", n)
+	}
+	if _, err := os.Stat("/run/mld-test-none"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("DEL made the run directory: %v", err)
+	}
+}
+
+// TestDelWithoutDaemonForgets: the next daemon must not bring the attachment back, and must keep the others.
+func TestDelWithoutDaemonForgets(t *testing.T) {
+	t.Parallel()
+	runDir := tempDir(t)
+	paths := []string{
+		api.StatePath(runDir, api.Attachment{Network: "lab", ContainerID: "c1", IfName: "eth0"}),
+		api.StatePath(runDir, api.Attachment{Network: "lab", ContainerID: "c1", IfName: "eth1"}),
+	}
+	for _, path := range paths {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, nil, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		invocation{verb: "DEL", runDir: runDir}.run(t).wants(t, 0)
+	}
+	if _, err := os.Stat(paths[0]); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the state file stands: %v", err)
+	}
+	if _, err := os.Stat(paths[1]); err != nil {
+		t.Errorf("another's state file is gone: %v", err)
+	}
+}
+
+func TestCheckNeedsTheDaemon(t *testing.T) {
+	t.Parallel()
+	runDir := tempDir(t)
+	o := invocation{verb: "CHECK", runDir: runDir, keys: prevResult}.run(t)
+	o.wants(t, 11, api.SocketPath(runDir), "start mldd")
+}
+
+func TestStatus(t *testing.T) {
+	t.Parallel()
+	d := startFake(t, fine)
+	invocation{verb: "STATUS", runDir: d.runDir}.run(t).wants(t, 0)
+	runDir := tempDir(t)
+	invocation{verb: "STATUS", runDir: runDir}.run(t).wants(t, 50, "no program mldd in "+filepath.Dir(built), "start mldd")
+	program := installation(t)
+	invocation{verb: "STATUS", runDir: runDir, program: program}.run(t).wants(t, 0)
+	off := invocation{verb: "STATUS", runDir: runDir, program: program, keys: `,"autostart":false`}.run(t)
+	off.wants(t, 50, api.SocketPath(runDir))
+	invocation{verb: "STATUS", runDir: filepath.Join(runDir, "none"), program: program}.run(t).wants(t, 50, "create it")
+	if pids := startedDaemons(t, runDir); len(pids) != 0 {
+		t.Errorf("STATUS started %v", pids)
+	}
+}
+
+// TestGC is done by the library while the plugin has none: nothing happens, and that is no error.
+func TestGC(t *testing.T) {
+	t.Parallel()
+	d := startFake(t, fine)
+	o := invocation{verb: "GC", runDir: d.runDir, keys: `,"cni.dev/valid-attachments":[]`}.run(t)
+	o.wants(t, 0)
+	if o.stdout != "" || len(d.seen()) != 0 {
+		t.Errorf("standard output %q, %d requests", o.stdout, len(d.seen()))
+	}
+}
+
+// BenchmarkStart is the plugin's own cost: fork and exec of a Go program, and nothing asked of anybody.
+func BenchmarkStart(b *testing.B) {
+	for b.Loop() {
+		invocation{verb: "VERSION"}.run(b)
+	}
+}
+
+// BenchmarkAdd is an ADD with a daemon that answers at once.
+func BenchmarkAdd(b *testing.B) {
+	d := startFake(b, fine)
+	for b.Loop() {
+		invocation{verb: "ADD", runDir: d.runDir, keys: `,"groups":["ff05::4321"]` + prevResult}.run(b)
+	}
+}
