@@ -1,0 +1,17 @@
+package kernel
+
+// WithoutEvents pretends that the kernel has no events of its memberships until restore is called.
+func WithoutEvents() (restore func()) {
+	real := mcaddrGroup
+	mcaddrGroup = 1 << 20
+	return func() { mcaddrGroup = real }
+}
+
+// Sockets is how many sockets the joins are on.
+func (j *Joins) Sockets() int { return len(j.sockets) }
+
+// HighDescriptor is the second descriptor of the socket that owns the table.
+func (m *Mute) HighDescriptor() int { return m.dup }
+
+// Heard reads a muted packet.
+var Heard = heard

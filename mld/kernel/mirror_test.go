@@ -1,0 +1,502 @@
+package kernel_test
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/seed-aaab8e3a/cni-mld/mld/kernel"
+	"github.com/seed-aaab8e3a/cni-mld/netnslab"
+)
+
+// A follower adds up what a Mirror tells, and fails the test if it tells what was known already.
+type follower struct {
+	t      testing.TB
+	mirror *kernel.Mirror
+	mu     sync.Mutex
+	held   map[netip.Addr]bool
+	calls  int
+}
+
+func follow(t testing.TB, e *netnslab.Endpoint, mute *kernel.Mute) *follower {
+	t.Helper()
+	f := &follower{t: t, mirror: openMirror(t, e, mute), held: make(map[netip.Addr]bool)}
+	var wg sync.WaitGroup
+	wg.Go(f.run)
+	t.Cleanup(func() {
+		if err := f.mirror.Close(); err != nil {
+			t.Error(err)
+		}
+		wg.Wait()
+	})
+	return f
+}
+
+func openMirror(t testing.TB, e *netnslab.Endpoint, mute *kernel.Mute) *kernel.Mirror {
+	t.Helper()
+	m, err := kernel.OpenMirror(e.Node().Netns(), e.Index(), mute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func (f *follower) run() {
+	for {
+		changes, err := f.mirror.Next()
+		if err != nil {
+			if !errors.Is(err, net.ErrClosed) {
+				f.t.Error(err)
+			}
+			return
+		}
+		f.mu.Lock()
+		f.calls++
+		for _, c := range changes {
+			if f.held[c.Addr] == c.Joined {
+				f.t.Errorf("%+v is no change", c)
+			}
+			if c.Joined {
+				f.held[c.Addr] = true
+			} else {
+				delete(f.held, c.Addr)
+			}
+		}
+		f.mu.Unlock()
+	}
+}
+
+func (f *follower) list() map[netip.Addr]bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return maps.Clone(f.held)
+}
+
+// equal waits until the follower's list is the kernel's.
+func (f *follower) equal(e *netnslab.Endpoint) {
+	f.t.Helper()
+	netnslab.WaitFor(f.t, "the mirror to be like igmp6", patience, func() (bool, string) {
+		got, want := f.list(), igmp6(f.t, e.Node(), e.Index())
+		var missing, excess []netip.Addr
+		for addr := range want {
+			if !got[addr] {
+				missing = append(missing, addr)
+			}
+		}
+		for addr := range got {
+			if !want[addr] {
+				excess = append(excess, addr)
+			}
+		}
+		return len(missing)+len(excess) == 0, fmt.Sprintf("%d told, missing %v, too many %v", len(got), missing, excess)
+	}, e.Node())
+}
+
+// addrs are n addresses to join.
+func addrs(n int) []netip.Addr {
+	list := make([]netip.Addr, n)
+	for i := range list {
+		list[i] = netip.AddrFrom16([16]byte{0xff, 0x05, 14: byte(i >> 8), 15: byte(i)})
+	}
+	return list
+}
+
+func newJoins(t testing.TB, e *netnslab.Endpoint) *kernel.Joins {
+	j := kernel.NewJoins(e.Node().Netns(), e.Index())
+	t.Cleanup(func() {
+		if err := j.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return j
+}
+
+// withoutEvents must not run beside tests that want events.
+func withoutEvents(t testing.TB) { t.Cleanup(kernel.WithoutEvents()) }
+
+func joinAndLeave(t *testing.T, e *netnslab.Endpoint, mute *kernel.Mute, steps int) {
+	t.Helper()
+	f := follow(t, e, mute)
+	j := newJoins(t, e)
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	all := addrs(40)
+	for range steps {
+		addr := all[random.IntN(len(all))]
+		var err error
+		if random.IntN(2) == 0 {
+			err = j.Join(addr)
+		} else {
+			err = j.Leave(addr)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if random.IntN(100) == 0 {
+			f.equal(e)
+		}
+	}
+	f.equal(e)
+}
+
+func TestMirrorEvents(t *testing.T) {
+	t.Parallel()
+	e := pod(t)
+	if !kernel.HasEvents(e.Node().Netns()) {
+		netnslab.Skip(t, "the kernel has no RTNLGRP_IPV6_MCADDR")
+	}
+	joinAndLeave(t, e, nil, 2000)
+}
+
+func TestMirrorHints(t *testing.T) {
+	withoutEvents(t)
+	e := pod(t)
+	e.LinkLocal()
+	mute := newMute(t, e, true)
+	if kernel.HasEvents(e.Node().Netns()) {
+		t.Fatal("there are events")
+	}
+	joinAndLeave(t, e, mute, 500)
+}
+
+func TestMirrorHintsVersion1(t *testing.T) {
+	withoutEvents(t)
+	e := pod(t)
+	e.LinkLocal()
+	e.Node().SetSysctl("net/ipv6/conf/eth0/force_mld_version", "1")
+	joinAndLeave(t, e, newMute(t, e, true), 500)
+}
+
+func TestMirrorAlone(t *testing.T) {
+	withoutEvents(t)
+	e := pod(t)
+	joinAndLeave(t, e, nil, 200)
+	joinAndLeave(t, e, newMute(t, e, false), 50)
+}
+
+// A join is told by its hint and not by the list, which is due 30 s later.
+func TestMirrorHintIsPrompt(t *testing.T) {
+	withoutEvents(t)
+	e := pod(t)
+	e.LinkLocal()
+	mute := newMute(t, e, true)
+	f := follow(t, e, mute)
+	f.equal(e)
+	start := time.Now()
+	member := e.Join(group)
+	f.equal(e)
+	t.Logf("join %v", time.Since(start))
+	if err := member.Close(); err != nil {
+		t.Fatal(err)
+	}
+	start = time.Now()
+	f.equal(e)
+	t.Logf("leave %v", time.Since(start))
+	if !strings.Contains(run(t, e.Node(), "nft", "list", "ruleset"), "queue-threshold 1") {
+		t.Error("hints wait in a queue")
+	}
+}
+
+func TestMirrorOverflow(t *testing.T) {
+	t.Parallel()
+	e := pod(t)
+	e.LinkLocal()
+	m := openMirror(t, e, nil)
+	if _, err := m.Next(); err != nil {
+		t.Fatal(err)
+	}
+	// Nobody reads while the queue runs over.
+	j := newJoins(t, e)
+	all := addrs(2000)
+	for range 3 {
+		for _, addr := range all {
+			if err := j.Join(addr); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, addr := range all[100:] {
+			if err := j.Leave(addr); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if lost := lostEvents(t, e.Node()); lost == 0 {
+		t.Fatal("the queue did not run over")
+	}
+	held := make(map[netip.Addr]bool)
+	giveUp := time.AfterFunc(patience, func() { m.Close() })
+	defer giveUp.Stop()
+	for want := igmp6(t, e.Node(), e.Index()); !contains(held, want); {
+		changes, err := m.Next()
+		if err != nil {
+			t.Fatalf("%d of %d told, then %v", len(held), len(want), err)
+		}
+		for _, c := range changes {
+			if !c.Joined || held[c.Addr] {
+				delete(held, c.Addr)
+			}
+			if c.Joined {
+				held[c.Addr] = true
+			}
+		}
+	}
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// contains tells whether held and want agree on the addresses of addrs.
+func contains(held, want map[netip.Addr]bool) bool {
+	for _, addr := range addrs(2000) {
+		if held[addr] != want[addr] {
+			return false
+		}
+	}
+	return true
+}
+
+// lostEvents is the number of messages that netlink sockets of the namespace have lost.
+func lostEvents(t *testing.T, n *netnslab.Node) (lost int) {
+	t.Helper()
+	var b []byte
+	if err := n.Do(func() (err error) {
+		b, err = os.ReadFile("/proc/thread-self/net/netlink")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		var drops int
+		if f := strings.Fields(line); len(f) > 8 {
+			if _, err := fmt.Sscan(f[8], &drops); err == nil {
+				lost += drops
+			}
+		}
+	}
+	return lost
+}
+
+// The list is read, in several parts, while programs join and leave, or only join, which leaves no second chance.
+func TestMirrorReadsWhileOthersJoin(t *testing.T) {
+	all := addrs(4000)
+	for name, change := range map[string]func(j *kernel.Joins, i int) error{
+		"join and leave": func(j *kernel.Joins, i int) error {
+			return errors.Join(j.Leave(all[rand.IntN(2000)]), j.Join(all[rand.IntN(2000)]))
+		},
+		"join": func(j *kernel.Joins, i int) error { return j.Join(all[min(1500+i, len(all)-1)]) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := pod(t)
+			j := newJoins(t, e)
+			for _, addr := range all[:1500] {
+				if err := j.Join(addr); err != nil {
+					t.Fatal(err)
+				}
+			}
+			stop := make(chan struct{})
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				for i := 0; ; i++ {
+					select {
+					case <-stop:
+						return
+					default:
+					}
+					if err := change(j, i); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			})
+			var followers []*follower
+			for range 10 {
+				f := follow(t, e, nil)
+				followers = append(followers, f)
+				netnslab.WaitFor(t, "the mirror to tell most", patience, func() (bool, string) {
+					n := len(f.list())
+					return n > 1000, fmt.Sprint(n)
+				})
+			}
+			close(stop)
+			wg.Wait()
+			for _, f := range followers {
+				f.equal(e)
+			}
+		})
+	}
+}
+
+func TestMirrorFirstCall(t *testing.T) {
+	t.Parallel()
+	e := pod(t)
+	e.LinkLocal()
+	e.Join(group)
+	m := openMirror(t, e, nil)
+	defer m.Close()
+	changes, err := m.Next()
+	if err != nil || !slices.Contains(changes, kernel.Change{Addr: group, Joined: true}) {
+		t.Fatalf("%v %v", changes, err)
+	}
+
+	// An interface without IPv6 has nothing, and says so at once.
+	run(t, e.Node(), "ip", "link", "set", "eth0", "mtu", "1000")
+	empty := openMirror(t, e, nil)
+	defer empty.Close()
+	if changes, err := empty.Next(); err != nil || len(changes) != 0 {
+		t.Fatalf("%v %v", changes, err)
+	}
+}
+
+// When the MTU becomes too small for IPv6, the kernel forgets everything, most of it without an event.
+func TestMirrorWithoutIPv6(t *testing.T) {
+	t.Parallel()
+	e := pod(t)
+	e.LinkLocal()
+	f := follow(t, e, nil)
+	j := newJoins(t, e)
+	for _, addr := range addrs(20) {
+		if err := j.Join(addr); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.equal(e)
+	for _, mtu := range []string{"1000", "1500"} {
+		run(t, e.Node(), "ip", "link", "set", "eth0", "mtu", mtu)
+		f.equal(e)
+	}
+	e.Node().SetSysctl("net/ipv6/conf/eth0/disable_ipv6", "1")
+	f.equal(e)
+	e.Node().SetSysctl("net/ipv6/conf/eth0/disable_ipv6", "0")
+	e.LinkLocal()
+	f.equal(e)
+	if got := len(f.list()); got == 0 {
+		t.Error("nothing is told")
+	}
+	e.Delete()
+	f.equal(e)
+}
+
+func TestMirrorOtherInterface(t *testing.T) {
+	t.Parallel()
+	lab := netnslab.New(t)
+	n := lab.Node("pod")
+	_, mine := lab.Veth(lab.Node("left"), "eth0", n, "eth0")
+	_, other := lab.Veth(lab.Node("right"), "eth0", n, "eth1")
+	f := follow(t, mine, nil)
+	other.Join(group)
+	sentinel := netip.MustParseAddr("ff05::5e:1")
+	mine.Join(sentinel)
+	netnslab.WaitFor(t, "the sentinel", patience, func() (bool, string) { return f.list()[sentinel], "" }, n)
+	if f.list()[group] {
+		t.Error("a join on another interface is told")
+	}
+}
+
+func TestMirrorClose(t *testing.T) {
+	for _, events := range []bool{true, false} {
+		t.Run(fmt.Sprintf("events=%v", events), func(t *testing.T) {
+			if !events {
+				withoutEvents(t)
+			}
+			e := pod(t)
+			m := openMirror(t, e, newMute(t, e, true))
+			if m.Events() != events {
+				t.Fatalf("Events is %v", m.Events())
+			}
+			result := make(chan error, 1)
+			go func() {
+				for {
+					if _, err := m.Next(); err != nil {
+						result <- err
+						return
+					}
+				}
+			}()
+			for range 2 {
+				if err := m.Close(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			select {
+			case err := <-result:
+				if !errors.Is(err, net.ErrClosed) {
+					t.Error(err)
+				}
+			case <-time.After(patience):
+				t.Fatal("Close does not wake Next")
+			}
+		})
+	}
+}
+
+// benchmarkNext measures from before setsockopt until Next has told the join.
+func benchmarkNext(b *testing.B, e *netnslab.Endpoint, mute *kernel.Mute) {
+	m := openMirror(b, e, mute)
+	defer m.Close()
+	type told struct {
+		addr netip.Addr
+		at   time.Time
+	}
+	joined := make(chan told, 16)
+	go func() {
+		for {
+			changes, err := m.Next()
+			if err != nil {
+				return
+			}
+			at := time.Now()
+			for _, c := range changes {
+				if c.Joined {
+					joined <- told{c.Addr, at}
+				}
+			}
+		}
+	}()
+	j := newJoins(b, e)
+	all := addrs(2000)
+	if err := j.Join(netip.MustParseAddr("ff05::ffff")); err != nil { // opens the socket
+		b.Fatal(err)
+	}
+	var times []time.Duration
+	for i := 0; b.Loop(); i++ {
+		addr := all[i%len(all)]
+		start := time.Now()
+		if err := j.Join(addr); err != nil {
+			b.Fatal(err)
+		}
+		for w := range joined {
+			if w.addr == addr {
+				times = append(times, w.at.Sub(start))
+				break
+			}
+		}
+		b.StopTimer()
+		if err := j.Leave(addr); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+	}
+	slices.Sort(times)
+	b.ReportMetric(float64(times[len(times)/2].Microseconds()), "µs-median")
+	b.ReportMetric(float64(times[len(times)*95/100].Microseconds()), "µs-p95")
+}
+
+func BenchmarkNextByEvent(b *testing.B) { benchmarkNext(b, pod(b), nil) }
+
+func BenchmarkNextByHint(b *testing.B) {
+	withoutEvents(b)
+	e := pod(b)
+	e.LinkLocal()
+	benchmarkNext(b, e, newMute(b, e, true))
+}

@@ -1,0 +1,337 @@
+package kernel
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+
+	"github.com/google/nftables/expr"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-aaab8e3a/cni-mld/mld/netns"
+)
+
+// ErrMuted says that the interface has a mute already, which belongs to another process or to another Mute.
+var ErrMuted = errors.New("the kernel's MLD reports are muted by somebody else")
+
+// ErrCannotMute says that the kernel has no nf_tables, or none whose tables go with their owner (before Linux 5.12).
+var ErrCannotMute = errors.New("this kernel cannot mute its MLD reports")
+
+// Of nf_tables; package x/sys/unix does not have them.
+const (
+	nfTableFlagOwner = 2 // NFT_TABLE_F_OWNER
+	nfHookLocalOut   = 3 // NF_INET_LOCAL_OUT
+)
+
+// Names within the table, for whoever reads "nft list ruleset".
+const (
+	chainOutput    = "output"  // sees every packet, and takes aside what may be a report
+	chainReports   = "reports" // decides about these
+	counterDropped = "dropped"
+)
+
+// mutePriority is far before any rule set of the container, which might hide the reports from us at 0 or -150.
+const mutePriority = -450
+
+// A Mute drops the MLD reports that the kernel itself sends on one interface, from NewMute until Close or the
+// death of the process, whatever its cause. Its methods are safe for concurrent use.
+type Mute struct {
+	index int
+	hints bool
+
+	mu     sync.Mutex
+	conn   *netlink.Conn // owns the table: the kernel removes it when the socket is closed
+	dup    int           // a second descriptor of the socket, see holdHigh
+	closed bool
+}
+
+// NewMute mutes the kernel on the interface with the given index. It survives a rename of the interface, going
+// down and up, and a flush of all rules by the container's root. Reports that a program sends by itself, such as
+// a multicast router's, pass. CAP_NET_ADMIN is needed in the namespace.
+//
+// With hints the kernel also logs a copy of what is dropped, for a [Mirror] on a kernel without the events.
+//
+// The error wraps [ErrMuted] or [ErrCannotMute] where these are the cause; the kernel then is as it was.
+func NewMute(ns *netns.Namespace, ifindex int, hints bool) (*Mute, error) {
+	if ifindex <= 0 {
+		return nil, fmt.Errorf("mute interface %d: no such index", ifindex)
+	}
+	batch, err := muteBatch(ifindex, hints)
+	if err != nil {
+		return nil, fmt.Errorf("mute interface %d: %w", ifindex, err)
+	}
+	m := &Mute{index: ifindex, hints: hints, dup: -1}
+	err = ns.Do(func() error {
+		m.conn, err = netlink.Dial(unix.NETLINK_NETFILTER, nil)
+		return err
+	})
+	if errors.Is(err, unix.EPROTONOSUPPORT) {
+		return nil, fmt.Errorf("mute interface %d: %w: it has no nfnetlink: %w", ifindex, ErrCannotMute, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("mute interface %d: open netfilter socket: %w", ifindex, err)
+	}
+	m.holdHigh()
+	if err := m.install(batch); err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	return m, nil
+}
+
+// holdHigh keeps a second descriptor of the socket with a high number. A dying process lets its descriptors go
+// from the highest number down, each AF_PACKET socket among them takes 13 ms, and until this one has gone the
+// kernel stays silent although nobody speaks for it.
+func (m *Mute) holdHigh() {
+	const highest, lowest = 1 << 15, 1 << 8 // a table of descriptors up to a high number takes room
+	raw, err := m.conn.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		for n := highest; m.dup < 0 && n >= lowest; n /= 2 { // RLIMIT_NOFILE may be lower
+			if dup, err := unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, n); err == nil {
+				m.dup = dup
+			}
+		}
+	})
+}
+
+// install sends the batch. Only its last message asks for an acknowledgement, so exactly one answer comes: that,
+// or the first error.
+func (m *Mute) install(batch []netlink.Message) error {
+	sent, err := m.conn.SendMessages(batch)
+	if err != nil {
+		return fmt.Errorf("mute interface %d: %w", m.index, err)
+	}
+	_, err = m.conn.Receive()
+	if err == nil {
+		return nil
+	}
+	var op *netlink.OpError
+	first := errors.As(err, &op) && op.Sequence == sent[0].Header.Sequence
+	switch {
+	case first && errors.Is(err, unix.EPERM):
+		return fmt.Errorf("mute interface %d: CAP_NET_ADMIN is needed in the network namespace: %w", m.index, err)
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EEXIST):
+		return fmt.Errorf("mute interface %d: %w: the namespace has a table ip6 %s already; another mldd there must "+
+			"let go of the interface, or the table be deleted: %w", m.index, ErrMuted, tableName(m.index), err)
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EAFNOSUPPORT),
+		errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOSYS):
+		return fmt.Errorf("mute interface %d: %w: it takes nf_tables with owner tables (Linux 5.12 or later), and "+
+			"nfnetlink_log for hints: %w", m.index, ErrCannotMute, err)
+	}
+	return fmt.Errorf("mute interface %d: %w", m.index, err)
+}
+
+// Dropped returns how many packets were dropped since NewMute. It is [net.ErrClosed] after Close.
+func (m *Mute) Dropped() (uint64, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return 0, net.ErrClosed
+	}
+	req, err := nftMessage(unix.NFT_MSG_GETOBJ, netlink.Request, func(e *netlink.AttributeEncoder) {
+		e.String(unix.NFTA_OBJ_TABLE, tableName(m.index))
+		e.String(unix.NFTA_OBJ_NAME, counterDropped)
+		e.Uint32(unix.NFTA_OBJ_TYPE, unix.NFT_OBJECT_COUNTER)
+	})
+	if err != nil {
+		return 0, fmt.Errorf("mute interface %d: read counter: %w", m.index, err)
+	}
+	replies, err := m.conn.Execute(req)
+	if err != nil {
+		return 0, fmt.Errorf("mute interface %d: read counter: %w", m.index, err)
+	}
+	for _, r := range replies {
+		if n, ok := counterPackets(r.Data); ok {
+			return n, nil
+		}
+	}
+	return 0, fmt.Errorf("mute interface %d: read counter: no counter in the answer", m.index)
+}
+
+// Close lets the kernel speak again: it answers the next query. It waits for the kernel, about 15 ms, so whoever
+// closes many does it concurrently. Further calls do nothing.
+func (m *Mute) Close() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return nil
+	}
+	m.closed = true
+	var err error
+	if m.dup >= 0 {
+		err = unix.Close(m.dup)
+	}
+	return errors.Join(err, m.conn.Close())
+}
+
+// tableName is the table of one interface. Its index does not change with its name.
+func tableName(ifindex int) string { return fmt.Sprintf("mld-%d", ifindex) }
+
+// muteBatch is the transaction that makes the table:
+//
+//	chain output  { oif I, ICMPv6 types 131 to 143: goto reports }
+//	chain reports { types 133 to 142 are not MLD: accept; from a program's socket: accept; log; count and drop }
+//
+// A packet that is not ICMPv6 costs one rule. Queries pass: a router in the namespace may be the querier.
+func muteBatch(ifindex int, hints bool) ([]netlink.Message, error) {
+	const typeReport, typeReportV2, firstOther, lastOther = 131, 143, 133, 142
+	outgoing := binary.NativeEndian.AppendUint32(nil, uint32(ifindex))
+	takeAside := []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyOIF, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: outgoing},
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_ICMPV6}},
+	}
+	takeAside = append(takeAside, icmpType(typeReport, typeReportV2)...)
+	takeAside = append(takeAside, &expr.Verdict{Kind: expr.VerdictGoto, Chain: chainReports})
+
+	accept := &expr.Verdict{Kind: expr.VerdictAccept}
+	rules := [][]expr.Any{
+		append(icmpType(firstOther, lastOther), accept),
+		{
+			// Every user matches; a packet of the kernel's own has none, and then the whole rule does not.
+			&expr.Meta{Key: expr.MetaKeySKUID, Register: 1},
+			&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, ^uint32(0))},
+			accept,
+		},
+	}
+	if hints {
+		rules = append(rules, []expr.Any{
+			&expr.Limit{Type: expr.LimitTypePkts, Rate: hintRate, Unit: expr.LimitTimeSecond, Burst: hintRate},
+			&expr.Log{
+				Key:   1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_QTHRESHOLD,
+				Group: hintGroup(ifindex), QThreshold: 1, // or a copy waits up to a second for company
+			},
+		})
+	}
+	rules = append(rules, []expr.Any{
+		&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: counterDropped},
+		&expr.Verdict{Kind: expr.VerdictDrop},
+	})
+
+	table := tableName(ifindex)
+	b := batch{table: table}
+	b.control(unix.NFNL_MSG_BATCH_BEGIN)
+	b.add(unix.NFT_MSG_NEWTABLE, netlink.Excl, func(e *netlink.AttributeEncoder) {
+		e.String(unix.NFTA_TABLE_NAME, table)
+		e.Uint32(unix.NFTA_TABLE_FLAGS, nfTableFlagOwner)
+	})
+	b.add(unix.NFT_MSG_NEWOBJ, 0, func(e *netlink.AttributeEncoder) {
+		e.String(unix.NFTA_OBJ_TABLE, table)
+		e.String(unix.NFTA_OBJ_NAME, counterDropped)
+		e.Uint32(unix.NFTA_OBJ_TYPE, unix.NFT_OBJECT_COUNTER)
+		e.Bytes(unix.NFTA_OBJ_DATA|unix.NLA_F_NESTED, nil)
+	})
+	b.add(unix.NFT_MSG_NEWCHAIN, 0, func(e *netlink.AttributeEncoder) {
+		e.String(unix.NFTA_CHAIN_TABLE, table)
+		e.String(unix.NFTA_CHAIN_NAME, chainReports)
+	})
+	for _, r := range rules {
+		b.rule(chainReports, 0, r)
+	}
+	// The base chain and its rule come last: only now do packets pass.
+	b.add(unix.NFT_MSG_NEWCHAIN, 0, func(e *netlink.AttributeEncoder) {
+		e.String(unix.NFTA_CHAIN_TABLE, table)
+		e.String(unix.NFTA_CHAIN_NAME, chainOutput)
+		e.String(unix.NFTA_CHAIN_TYPE, "filter")
+		e.Nested(unix.NFTA_CHAIN_HOOK, func(e *netlink.AttributeEncoder) error {
+			e.Uint32(unix.NFTA_HOOK_HOOKNUM, nfHookLocalOut)
+			e.Int32(unix.NFTA_HOOK_PRIORITY, mutePriority)
+			return nil
+		})
+		e.Uint32(unix.NFTA_CHAIN_POLICY, 1) // NF_ACCEPT
+	})
+	b.rule(chainOutput, netlink.Acknowledge, takeAside)
+	b.control(unix.NFNL_MSG_BATCH_END)
+	return b.messages, b.err
+}
+
+// icmpType matches an ICMPv6 type from first to last.
+func icmpType(first, last byte) []expr.Any {
+	return []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1},
+		&expr.Cmp{Op: expr.CmpOpGte, Register: 1, Data: []byte{first}},
+		&expr.Cmp{Op: expr.CmpOpLte, Register: 1, Data: []byte{last}},
+	}
+}
+
+// A batch gathers the messages of one nf_tables transaction and the first error.
+type batch struct {
+	table    string
+	messages []netlink.Message
+	err      error
+}
+
+func (b *batch) control(kind netlink.HeaderType) {
+	b.messages = append(b.messages, netlink.Message{
+		Header: netlink.Header{Type: kind, Flags: netlink.Request},
+		Data:   []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, unix.NFNL_SUBSYS_NFTABLES},
+	})
+}
+
+func (b *batch) add(kind int, flags netlink.HeaderFlags, attrs func(*netlink.AttributeEncoder)) {
+	m, err := nftMessage(kind, netlink.Request|netlink.Create|flags, attrs)
+	if b.err == nil {
+		b.err = err
+	}
+	b.messages = append(b.messages, m)
+}
+
+func (b *batch) rule(chain string, flags netlink.HeaderFlags, exprs []expr.Any) {
+	b.add(unix.NFT_MSG_NEWRULE, netlink.Append|flags, func(e *netlink.AttributeEncoder) {
+		e.String(unix.NFTA_RULE_TABLE, b.table)
+		e.String(unix.NFTA_RULE_CHAIN, chain)
+		e.Nested(unix.NFTA_RULE_EXPRESSIONS, func(e *netlink.AttributeEncoder) error {
+			for _, x := range exprs {
+				data, err := expr.Marshal(unix.AF_INET6, x)
+				if err != nil {
+					return err
+				}
+				e.Bytes(unix.NFTA_LIST_ELEM|unix.NLA_F_NESTED, data)
+			}
+			return nil
+		})
+	})
+}
+
+func nftMessage(kind int, flags netlink.HeaderFlags, attrs func(*netlink.AttributeEncoder)) (netlink.Message, error) {
+	e := netlink.NewAttributeEncoder()
+	e.ByteOrder = binary.BigEndian
+	attrs(e)
+	data, err := e.Encode()
+	return netlink.Message{
+		Header: netlink.Header{Type: netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | kind), Flags: flags},
+		Data:   append([]byte{unix.AF_INET6, unix.NFNETLINK_V0, 0, 0}, data...),
+	}, err
+}
+
+// counterPackets finds the number of packets in an nf_tables counter object.
+func counterPackets(b []byte) (n uint64, ok bool) {
+	if len(b) < nfgenmsgLen {
+		return 0, false
+	}
+	d, err := netlink.NewAttributeDecoder(b[nfgenmsgLen:])
+	if err != nil {
+		return 0, false
+	}
+	d.ByteOrder = binary.BigEndian
+	for d.Next() {
+		if d.Type() != unix.NFTA_OBJ_DATA {
+			continue
+		}
+		d.Nested(func(d *netlink.AttributeDecoder) error {
+			for d.Next() {
+				if d.Type() == unix.NFTA_COUNTER_PACKETS {
+					n, ok = d.Uint64(), true
+				}
+			}
+			return nil
+		})
+	}
+	return n, ok && d.Err() == nil
+}

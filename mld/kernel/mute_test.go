@@ -1,0 +1,361 @@
+package kernel_test
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-aaab8e3a/cni-mld/mld"
+	"github.com/seed-aaab8e3a/cni-mld/mld/kernel"
+	"github.com/seed-aaab8e3a/cni-mld/netnslab"
+)
+
+func newMute(t testing.TB, e *netnslab.Endpoint, hints bool) *kernel.Mute {
+	t.Helper()
+	m, err := kernel.NewMute(e.Node().Netns(), e.Index(), hints)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return m
+}
+
+func dropped(t testing.TB, m *kernel.Mute) uint64 {
+	t.Helper()
+	n, err := m.Dropped()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// isReport tells whether the frame is a report or Done of the pod, whose peer captures it.
+func isReport(e *netnslab.Endpoint, f netnslab.Frame) bool {
+	kind := f.ICMPv6()
+	return !f.Outgoing && (kind == 131 || kind == 132 || kind == 143) && (f.Src() == e.LinkLocal() || f.Src().IsUnspecified())
+}
+
+func waitReport(e *netnslab.Endpoint, c *netnslab.Capture) {
+	c.Wait(patience, "a report of the pod's kernel", func(f netnslab.Frame) bool { return isReport(e, f) })
+}
+
+func query(version mld.Version, addr netip.Addr) []byte {
+	dst := mld.AllNodes
+	if addr.IsMulticast() {
+		dst = addr
+	}
+	return mld.AppendQuery(nil, netip.MustParseAddr("fe80::5e:1"), dst,
+		mld.Query{Version: version, MulticastAddress: addr, MaxResponseCode: 10, QRV: 2, QQIC: 125})
+}
+
+// silent does something that makes the kernel report, and fails if a report comes out. The mute's own counter
+// says that the kernel has spoken, and a packet sent after that closes the capture.
+func silent(t *testing.T, e *netnslab.Endpoint, m *kernel.Mute, c *netnslab.Capture, what string, do func()) {
+	t.Helper()
+	before := dropped(t, m)
+	do()
+	netnslab.WaitFor(t, what+": the kernel's report to be dropped", patience, func() (bool, string) {
+		n := dropped(t, m)
+		return n > before, fmt.Sprintf("%d dropped packets", n)
+	})
+	src := netip.MustParseAddr("fe80::5e:2")
+	e.SendPacket(mld.AppendQuery(nil, src, mld.AllNodes, mld.Query{Version: mld.Version1, MulticastAddress: netip.IPv6Unspecified()}))
+	c.Wait(patience, "the sentinel", func(f netnslab.Frame) bool { return f.Src() == src })
+	for _, f := range c.Frames() {
+		if isReport(e, f) {
+			t.Errorf("%s: the kernel is heard: %v", what, f)
+		}
+	}
+}
+
+func TestMuteSilence(t *testing.T) {
+	t.Parallel()
+	e := pod(t)
+	e.LinkLocal()
+	m := newMute(t, e, false)
+	c := e.Peer().Capture(netnslab.MLD)
+
+	var member *netnslab.Membership
+	join := func() { member = e.Join(group) }
+	leave := func() {
+		if err := member.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	silent(t, e, m, c, "join", join)
+	silent(t, e, m, c, "query", func() { e.Peer().SendPacket(query(mld.Version2, netip.IPv6Unspecified())) })
+	silent(t, e, m, c, "specific query", func() { e.Peer().SendPacket(query(mld.Version2, group)) })
+	silent(t, e, m, c, "leave", leave)
+	silent(t, e, m, c, "down and up", func() {
+		e.SetDown()
+		e.SetUp()
+		e.LinkLocal()
+	})
+	silent(t, e, m, c, "rename", func() {
+		run(t, e.Node(), "ip", "link", "set", "eth0", "name", "net1")
+		e.Peer().SendPacket(query(mld.Version2, netip.IPv6Unspecified()))
+	})
+	run(t, e.Node(), "ip", "link", "set", "net1", "name", "eth0")
+	silent(t, e, m, c, "IPv6 off and on", func() {
+		e.Node().SetSysctl("net/ipv6/conf/eth0/disable_ipv6", "1")
+		e.Node().SetSysctl("net/ipv6/conf/eth0/disable_ipv6", "0")
+		e.LinkLocal()
+	})
+	e.Node().SetSysctl("net/ipv6/conf/eth0/force_mld_version", "1")
+	silent(t, e, m, c, "version 1 join", join)
+	silent(t, e, m, c, "version 1 query", func() { e.Peer().SendPacket(query(mld.Version1, netip.IPv6Unspecified())) })
+	silent(t, e, m, c, "version 1 leave", leave)
+
+	silent(t, e, m, c, "root's rules", func() {
+		for _, command := range []string{
+			"flush ruleset", "delete table ip6 mld-%d", "flush table ip6 mld-%d", "delete chain ip6 mld-%d output",
+			"add rule ip6 mld-%d reports accept",
+		} {
+			if strings.Contains(command, "%d") {
+				command = fmt.Sprintf(command, e.Index())
+			}
+			out, err := e.Node().Command(t.Context(), "nft", command).CombinedOutput()
+			t.Logf("nft %s: %v %s", command, err, out)
+		}
+		e.Peer().SendPacket(query(mld.Version2, netip.IPv6Unspecified()))
+	})
+	if rules := run(t, e.Node(), "nft", "list", "ruleset"); strings.Count(rules, "table") != 1 || !strings.Contains(rules, "flags owner") {
+		t.Errorf("the rules are now:\n%s", rules)
+	}
+}
+
+func TestMuteDuplicateAddressDetection(t *testing.T) {
+	t.Parallel()
+	e := pod(t, netnslab.DAD, netnslab.Down)
+	m := newMute(t, e, false)
+	e.Peer().SetUp()
+	c := e.Peer().Capture(netnslab.ICMPv6)
+	silent(t, e, m, c, "duplicate address detection", func() {
+		e.SetUp()
+		e.LinkLocal()
+	})
+	// What is not MLD passes: the neighbour solicitations, and the router solicitations after them.
+	var others int
+	for _, f := range c.Frames() {
+		if !f.Outgoing && f.ICMPv6() == 135 && f.Src().IsUnspecified() {
+			others++
+		}
+	}
+	if others == 0 {
+		t.Error("no neighbour solicitation was let through")
+	}
+}
+
+// Another interface of the namespace, and other users of the muted one, are not touched.
+func TestMuteSparesOthers(t *testing.T) {
+	t.Parallel()
+	lab := netnslab.New(t)
+	n := lab.Node("pod")
+	_, muted := lab.Veth(lab.Node("left"), "eth0", n, "eth0")
+	_, free := lab.Veth(lab.Node("right"), "eth0", n, "eth1")
+	muted.LinkLocal()
+	m := newMute(t, muted, false)
+	right := free.Peer().Capture(netnslab.MLD)
+	free.Join(group)
+	waitReport(free, right)
+
+	left := muted.Peer().Capture(netnslab.MLD)
+	silent(t, muted, m, left, "join", func() { muted.Join(group) })
+	for _, kind := range []byte{131, 132, 143} {
+		sendAsProgram(t, muted, kind)
+		left.Wait(patience, "the program's own report", func(f netnslab.Frame) bool {
+			return !f.Outgoing && f.ICMPv6() == kind && f.Dst() == group
+		})
+	}
+}
+
+// sendAsProgram sends an MLD message through a raw socket, as a multicast router does.
+func sendAsProgram(t *testing.T, e *netnslab.Endpoint, kind byte) {
+	t.Helper()
+	err := e.Node().Do(func() error {
+		fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMPV6)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		options := string([]byte{0, 0, 5, 2, 0, 0, 1, 0})
+		return errors.Join(
+			unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_IF, e.Index()),
+			unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_HOPS, 1),
+			unix.SetsockoptString(fd, unix.IPPROTO_IPV6, unix.IPV6_HOPOPTS, options),
+			unix.Sendto(fd, append([]byte{kind, 0, 0, 0, 0, 0, 0, 0}, group.AsSlice()...), 0,
+				&unix.SockaddrInet6{Addr: group.As16(), ZoneId: uint32(e.Index())}),
+		)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestMuteClose(t *testing.T) {
+	t.Parallel()
+	e := pod(t)
+	e.LinkLocal()
+	m := newMute(t, e, false)
+	c := e.Peer().Capture(netnslab.MLD)
+	silent(t, e, m, c, "join", func() { e.Join(group) })
+	if fd := m.HighDescriptor(); fd < 256 {
+		t.Errorf("the second descriptor is %d, not a high one", fd)
+	}
+	for range 2 {
+		if err := m.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := m.Dropped(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Dropped after Close: %v", err)
+	}
+	waitUnmuted(t, e)
+	e.Peer().SendPacket(query(mld.Version2, group))
+	waitReport(e, c)
+	again := newMute(t, e, true)
+	c = e.Peer().Capture(netnslab.MLD)
+	silent(t, e, again, c, "query", func() { e.Peer().SendPacket(query(mld.Version2, group)) })
+}
+
+// waitUnmuted waits for the table to go. A process that a test beside this one is starting may hold a copy of its
+// owner's socket for a moment.
+func waitUnmuted(t *testing.T, e *netnslab.Endpoint) {
+	t.Helper()
+	netnslab.WaitFor(t, "the table to go", patience, func() (bool, string) {
+		rules := run(t, e.Node(), "nft", "list", "ruleset")
+		return rules == "", rules
+	})
+}
+
+// The kernel speaks again when the process that muted it is killed.
+func TestMuteKill(t *testing.T) {
+	t.Parallel()
+	e := pod(t)
+	e.LinkLocal()
+	holder := e.Node().Command(t.Context(), "/proc/self/exe")
+	holder.Env = append(os.Environ(), fmt.Sprintf("%s=%d", holderEnv, e.Index()))
+	in, err := holder.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	out, err := holder.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := holder.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "muted\n" {
+		t.Fatalf("%q %v", line, err)
+	}
+	_, err = kernel.NewMute(e.Node().Netns(), e.Index(), false)
+	if !errors.Is(err, kernel.ErrMuted) || !strings.Contains(err.Error(), fmt.Sprintf("mld-%d", e.Index())) {
+		t.Errorf("a second mute: %v", err)
+	}
+	e.Join(group)
+
+	if err := holder.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = holder.Wait() // says that it was killed
+	waitUnmuted(t, e)
+	c := e.Peer().Capture(netnslab.MLD)
+	e.Peer().SendPacket(query(mld.Version2, group))
+	waitReport(e, c)
+}
+
+func TestMuteTaken(t *testing.T) {
+	t.Parallel()
+	e := pod(t)
+	run(t, e.Node(), "nft", fmt.Sprintf("add table ip6 mld-%d", e.Index()))
+	if _, err := kernel.NewMute(e.Node().Netns(), e.Index(), false); !errors.Is(err, kernel.ErrMuted) {
+		t.Errorf("beside a table that nobody owns: %v", err)
+	}
+	for _, index := range []int{0, -1} {
+		if _, err := kernel.NewMute(e.Node().Netns(), index, false); err == nil {
+			t.Errorf("index %d: no error", index)
+		}
+	}
+}
+
+func TestMuteWithoutCapability(t *testing.T) {
+	t.Parallel()
+	if _, err := exec.LookPath("setpriv"); err != nil {
+		netnslab.Skip(t, "setpriv is not installed")
+	}
+	e := pod(t)
+	holder := e.Node().Command(t.Context(), "setpriv", "--bounding-set", "-net_admin", "/proc/self/exe")
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	holder.Args[3] = exe
+	holder.Env = append(os.Environ(), fmt.Sprintf("%s=%d", holderEnv, e.Index()))
+	out, err := holder.CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "CAP_NET_ADMIN") {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
+func TestMuteConcurrently(t *testing.T) {
+	t.Parallel()
+	e := pod(t)
+	m := newMute(t, e, false)
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			for {
+				if _, err := m.Dropped(); err != nil {
+					if !errors.Is(err, net.ErrClosed) {
+						t.Error(err)
+					}
+					return
+				}
+				if i == 7 {
+					if err := m.Close(); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// BenchmarkNewMute opens a mute while there is another one on the machine: the first of all makes the kernel
+// change its code, which takes longer. Closing waits for the kernel (RCU) and is measured apart.
+func BenchmarkNewMute(b *testing.B) {
+	e := pod(b)
+	newMute(b, e.Peer(), false)
+	var closing time.Duration
+	for b.Loop() {
+		m, err := kernel.NewMute(e.Node().Netns(), e.Index(), true)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		start := time.Now()
+		if err := m.Close(); err != nil {
+			b.Fatal(err)
+		}
+		closing += time.Since(start)
+		b.StartTimer()
+	}
+	b.ReportMetric(float64(closing.Microseconds())/float64(b.N), "µs/Close")
+}

@@ -1,0 +1,26 @@
+// Package link is one network interface as an MLD listener sees it: the MLD packets that arrive there, the
+// packets that the listener sends, and what changes about the interface itself.
+//
+//	l, err := link.Open(ns, ifindex)
+//	...
+//	state, err := l.State()             // name, addresses, MTU, whether it is up
+//	packet, _, err := l.ReadPacket(buf) // the next Query, Report or Done on the wire, for mld.Parse
+//	err = l.WritePacket(packet)         // made by mld.AppendReport and its like
+//	state, err = l.Watch()              // returns when State has changed
+//
+// # Packets
+//
+// An AF_PACKET socket hears what a raw ICMPv6 socket does not: specific queries for, and Reports of, groups
+// that the kernel has not joined (protocol rules S1, S2). A filter in the kernel lets MLD messages through and
+// nothing else, so other traffic costs no wake-up; whether a message is a good one is for mld.Parse to say, and
+// to count. Frames that this host sent, by us or by its kernel, are not heard, nor are frames for other hosts.
+// Packets that are sent do not pass the namespace's netfilter hooks, and no allocation is made for a packet in
+// either direction.
+//
+// # State
+//
+// Watch is level-triggered: an event only says that it is worth looking again, and the state is then read
+// afresh. A lost event or a hundred at once therefore cannot leave a wrong picture behind.
+// One change has no event in Linux: switching IPv6 off on an interface that has no IPv6 address. It is seen
+// with the next event of the interface.
+package link

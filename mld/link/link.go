@@ -1,0 +1,251 @@
+package link
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"github.com/mdlayher/packet"
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-aaab8e3a/cni-mld/mld/netns"
+)
+
+// ErrGone says that an interface does not exist, or not any more: it was deleted or moved to another namespace.
+var ErrGone = errors.New("interface is gone")
+
+// A Link is one interface of a network namespace. ReadPacket, WritePacket and Watch may run at the same time,
+// each in one goroutine; State and Close may be called from anywhere.
+type Link struct {
+	ns    *netns.Namespace
+	index int
+
+	conn      *packet.Conn
+	raw       syscall.RawConn
+	events    *netlink.Conn
+	eventsRaw syscall.RawConn
+	closed    atomic.Bool
+	gone      atomic.Bool
+
+	state sync.Mutex // held while the state is read
+	last  State
+
+	in, out transfer
+	frame   []byte        // what WritePacket sends; its room is used again
+	source  atomic.Uint64 // our hardware address in the lower 48 bits, and a mark that there is one
+}
+
+// A transfer is one system call on a packet socket. It stands in the Link so that a packet costs no allocation.
+type transfer struct {
+	try func(fd uintptr) bool
+	b   []byte
+	n   int
+	err error
+}
+
+// Open opens the interface with the given index in the namespace, which must stay open as long as the Link.
+// CAP_NET_RAW is needed there. An error that wraps [ErrGone] says that there is no such interface.
+func Open(ns *netns.Namespace, ifindex int) (*Link, error) {
+	l := &Link{ns: ns, index: ifindex}
+	if ifindex <= 0 { // the kernel takes 0 for every interface
+		return nil, l.errGone()
+	}
+	l.in.try, l.out.try = l.receive, l.send
+	if err := l.open(); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
+}
+
+func (l *Link) open() error {
+	filter, err := mldFilter()
+	if err != nil {
+		return fmt.Errorf("interface %d: assemble filter: %w", l.index, err)
+	}
+	err = l.ns.Do(func() error {
+		var err error
+		// The filter is attached before the socket is bound, so that not one other frame enters the queue.
+		l.conn, err = packet.Listen(&net.Interface{Index: l.index}, packet.Raw, unix.ETH_P_IPV6,
+			&packet.Config{Filter: filter})
+		if err != nil {
+			return fmt.Errorf("interface %d: open packet socket (CAP_NET_RAW is needed): %w", l.index, err)
+		}
+		l.events, err = netlink.Dial(unix.NETLINK_ROUTE, nil)
+		if err != nil {
+			return fmt.Errorf("interface %d: open route socket: %w", l.index, err)
+		}
+		return nil
+	})
+	if errors.Is(err, unix.ENODEV) {
+		return l.errGone()
+	}
+	if err != nil {
+		return err
+	}
+	if l.raw, err = l.conn.SyscallConn(); err != nil {
+		return fmt.Errorf("interface %d: packet socket: %w", l.index, err)
+	}
+	if err := l.setPacketOptions(); err != nil {
+		return fmt.Errorf("interface %d: packet socket: %w", l.index, err)
+	}
+	if l.eventsRaw, err = l.events.SyscallConn(); err != nil {
+		return fmt.Errorf("interface %d: route socket: %w", l.index, err)
+	}
+	for _, group := range []uint32{
+		unix.RTNLGRP_LINK, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV6_IFINFO, rtnlgrpIPv6Netconf,
+	} {
+		if err := l.events.JoinGroup(group); err != nil {
+			return fmt.Errorf("interface %d: join event group %d: %w", l.index, group, err)
+		}
+	}
+	// WritePacket needs the hardware address. The first Watch still returns at once.
+	_, _, err = l.read()
+	l.last = State{}
+	return err
+}
+
+func (l *Link) setPacketOptions() error {
+	var failure error
+	err := l.raw.Control(func(fd uintptr) {
+		// Frames that the host itself sends are not wanted (V1-25). A socket bound to one protocol sees none
+		// in today's kernels, but that is not promised, and this is.
+		err := unix.SetsockoptInt(int(fd), unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1)
+		if err != nil && err != unix.ENOPROTOOPT { // before Linux 4.20
+			failure = fmt.Errorf("ignore outgoing frames: %w", err)
+			return
+		}
+		// The interface must take in frames for groups that the kernel has not joined (S2); a macvlan does not.
+		err = unix.SetsockoptPacketMreq(int(fd), unix.SOL_PACKET, unix.PACKET_ADD_MEMBERSHIP,
+			&unix.PacketMreq{Ifindex: int32(l.index), Type: unix.PACKET_MR_ALLMULTI})
+		if err != nil {
+			failure = fmt.Errorf("receive all multicast: %w", err)
+		}
+	})
+	return errors.Join(err, failure)
+}
+
+// ReadPacket waits for the next MLD message from another host and returns its IPv6 packet, a view into b, which
+// must have room for a frame: MTU and 14 octets. A longer packet comes cut off, and link-layer padding may stand
+// behind a short one. Nothing about the packet is checked but that it is an MLD message by its type.
+// unicast tells that the frame was sent to this host alone (B25).
+// The error wraps [ErrGone] once State or Watch has found the interface gone, and is [net.ErrClosed] after Close.
+func (l *Link) ReadPacket(b []byte) (packet []byte, unicast bool, err error) {
+	for {
+		l.in.b = b
+		err := l.raw.Read(l.in.try)
+		if err == nil {
+			err = l.in.err
+		}
+		l.in.b = nil
+		switch {
+		case l.closed.Load():
+			return nil, false, net.ErrClosed
+		case l.gone.Load():
+			return nil, false, l.errGone()
+		case err == unix.ENETDOWN: // told once; the interface may come back up
+		case err != nil:
+			return nil, false, fmt.Errorf("interface %d: read packet: %w", l.index, err)
+		case l.in.n > ethernetLen:
+			const groupBit = 1
+			return b[ethernetLen:l.in.n], b[0]&groupBit == 0, nil
+		}
+	}
+}
+
+func (l *Link) receive(fd uintptr) bool {
+	l.in.n, l.in.err = ignoringEINTR(func() (int, error) { return unix.Read(int(fd), l.in.b) })
+	return l.in.err != unix.EAGAIN
+}
+
+// WritePacket sends an IPv6 packet, whose destination must be multicast, with the Ethernet addresses that belong
+// to it: that of its destination (33:33 and the lower 32 bits, RFC 2464 section 7), and the interface's own as of
+// the last State or Watch. The error is [net.ErrClosed] after Close.
+func (l *Link) WritePacket(packet []byte) error {
+	const ipv6Len, dstOffset = 40, 24
+	if len(packet) < ipv6Len || packet[dstOffset] != 0xff {
+		return fmt.Errorf("interface %d: packet of %d octets: not an IPv6 packet to a multicast address", l.index,
+			len(packet))
+	}
+	source := l.source.Load()
+	if source&haveSource == 0 {
+		return fmt.Errorf("interface %d: not an Ethernet-like link", l.index)
+	}
+	dst := packet[dstOffset : dstOffset+16]
+	l.frame = append(l.frame[:0], 0x33, 0x33, dst[12], dst[13], dst[14], dst[15],
+		byte(source>>40), byte(source>>32), byte(source>>24), byte(source>>16), byte(source>>8), byte(source))
+	l.frame = binary.BigEndian.AppendUint16(l.frame, unix.ETH_P_IPV6)
+	l.frame = append(l.frame, packet...)
+
+	err := l.raw.Write(l.out.try)
+	if err == nil {
+		err = l.out.err
+	}
+	switch {
+	case l.closed.Load():
+		return net.ErrClosed
+	case err == unix.ENXIO || err == unix.ENODEV:
+		return l.end()
+	case err != nil:
+		return fmt.Errorf("interface %d: write packet of %d octets: %w", l.index, len(packet), err)
+	}
+	return nil
+}
+
+func (l *Link) send(fd uintptr) bool {
+	l.out.n, l.out.err = ignoringEINTR(func() (int, error) { return unix.Write(int(fd), l.frame) })
+	return l.out.err != unix.EAGAIN
+}
+
+func ignoringEINTR(call func() (int, error)) (int, error) {
+	for {
+		n, err := call()
+		if err != unix.EINTR {
+			return n, err
+		}
+	}
+}
+
+const haveSource = 1 << 48
+
+// setSource keeps the address that frames are sent from.
+func (l *Link) setSource(s State) {
+	var v uint64
+	if s.Ethernet && len(s.HardwareAddr) == 6 {
+		v = haveSource
+		for i, octet := range s.HardwareAddr {
+			v |= uint64(octet) << (40 - 8*i)
+		}
+	}
+	l.source.Store(v)
+}
+
+// end notes that the interface is gone, and wakes ReadPacket, which the kernel leaves waiting.
+func (l *Link) end() error {
+	l.gone.Store(true)
+	_ = l.conn.SetReadDeadline(time.Unix(0, 1)) // only fails after Close, which wakes it as well
+	return l.errGone()
+}
+
+func (l *Link) errGone() error { return fmt.Errorf("interface %d: %w", l.index, ErrGone) }
+
+// Close ends the Link and wakes everyone who waits in it. Closing the packet socket waits for the kernel, 13 ms
+// on an idle machine, so whoever closes many does it concurrently. Further calls do nothing.
+func (l *Link) Close() error {
+	if l.closed.Swap(true) {
+		return nil
+	}
+	var err error
+	if l.events != nil {
+		err = l.events.Close()
+	}
+	if l.conn != nil {
+		err = errors.Join(err, l.conn.Close())
+	}
+	return err
+}

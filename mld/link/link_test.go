@@ -1,0 +1,426 @@
+package link_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-aaab8e3a/cni-mld/mld"
+	"github.com/seed-aaab8e3a/cni-mld/mld/link"
+	"github.com/seed-aaab8e3a/cni-mld/netnslab"
+)
+
+func TestMain(m *testing.M) { netnslab.Main(m) }
+
+const patience = 10 * time.Second
+
+var group = netip.MustParseAddr("ff05::4321")
+
+// open opens a Link on an endpoint. A test that waits in vain is ended by closing it.
+func open(t *testing.T, e *netnslab.Endpoint) *link.Link {
+	t.Helper()
+	l, err := link.Open(e.Node().Netns(), e.Index())
+	if err != nil {
+		t.Fatal(err)
+	}
+	giveUp := time.AfterFunc(patience, func() {
+		t.Errorf("nothing within %v", patience)
+		l.Close()
+	})
+	t.Cleanup(func() {
+		giveUp.Stop()
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return l
+}
+
+// cable connects two nodes; the Link is to be on the second.
+func cable(t *testing.T, options ...netnslab.LinkOption) (peer, e *netnslab.Endpoint) {
+	t.Parallel()
+	lab := netnslab.New(t)
+	return lab.Veth(lab.Node("peer"), "eth0", lab.Node("pod"), "eth0", options...)
+}
+
+func query(src netip.Addr) []byte {
+	return mld.AppendQuery(nil, src, mld.AllNodes, mld.Query{
+		Version: mld.Version1, MulticastAddress: netip.IPv6Unspecified(), MaxResponseCode: 1000,
+	})
+}
+
+// icmpv6 is a packet with an ICMPv6 message of the given type behind an extension header, which may be absent.
+func icmpv6(kind byte, extension []byte) []byte {
+	p := query(netip.MustParseAddr("fe80::1"))
+	p = append(p[:40:40], append(extension, p[48:]...)...)
+	p[6] = unix.IPPROTO_ICMPV6
+	if len(extension) > 0 {
+		p[6] = unix.IPPROTO_HOPOPTS
+	}
+	p[40+len(extension)] = kind
+	binary.BigEndian.PutUint16(p[4:], uint16(len(p)-40))
+	return p
+}
+
+// hopByHop is a Hop-by-Hop Options header of n octets before the given protocol.
+func hopByHop(n int, next byte) []byte {
+	h := make([]byte, n)
+	h[0], h[1] = next, byte(n/8-1)
+	copy(h[2:], []byte{5, 2, 0, 0})
+	return h
+}
+
+func frame(dst, src net.HardwareAddr, etherType uint16, payload []byte) []byte {
+	f := append(bytes.Clone(dst), src...)
+	return append(binary.BigEndian.AppendUint16(f, etherType), payload...)
+}
+
+func TestReadPacketFilter(t *testing.T) {
+	peer, host := cable(t)
+	kernel := peer.LinkLocal()
+	l := open(t, host)
+	toGroup := net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}
+	ours, theirs := host.HardwareAddr(), peer.HardwareAddr()
+	other := net.HardwareAddr{2, 0, 0, 0, 0xaa, 0xaa}
+	broadcast := net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+	const ipv6, vlan = unix.ETH_P_IPV6, unix.ETH_P_8021Q
+	const icmp, udp, fragment = unix.IPPROTO_ICMPV6, unix.IPPROTO_UDP, unix.IPPROTO_FRAGMENT
+	hbh := hopByHop(8, icmp)
+
+	if err := host.Node().Command(t.Context(), "ip", "link", "set", "eth0", "promisc", "on").Run(); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		name      string
+		rule      string
+		frame     []byte
+		passes    bool
+		asUnicast bool
+	}{
+		{name: "query", frame: frame(toGroup, theirs, ipv6, icmpv6(130, hbh)), passes: true},
+		{name: "report", frame: frame(toGroup, theirs, ipv6, icmpv6(131, hbh)), passes: true},
+		{name: "done", frame: frame(toGroup, theirs, ipv6, icmpv6(132, hbh)), passes: true},
+		{name: "version 2 report", frame: frame(toGroup, theirs, ipv6, icmpv6(143, hbh)), passes: true},
+		{name: "broadcast", frame: frame(broadcast, theirs, ipv6, icmpv6(130, hbh)), passes: true},
+		{name: "query without options", rule: "K25", frame: frame(toGroup, theirs, ipv6, icmpv6(130, nil)), passes: true},
+		{name: "report without options", rule: "K25", frame: frame(toGroup, theirs, ipv6, icmpv6(131, nil)), passes: true},
+		{name: "done without options", rule: "K25", frame: frame(toGroup, theirs, ipv6, icmpv6(132, nil)), passes: true},
+		{name: "v2 report without options", rule: "K25", frame: frame(toGroup, theirs, ipv6, icmpv6(143, nil)), passes: true},
+		{name: "16 octets of options", frame: frame(toGroup, theirs, ipv6, icmpv6(130, hopByHop(16, icmp))), passes: true},
+		{name: "1024 octets of options", frame: frame(toGroup, theirs, ipv6, icmpv6(143, hopByHop(1024, icmp))), passes: true},
+		{name: "to our address", rule: "B25", frame: frame(ours, theirs, ipv6, icmpv6(131, hbh)), passes: true, asUnicast: true},
+
+		{name: "to another host", frame: frame(other, theirs, ipv6, icmpv6(131, hbh))},
+		{name: "of another VLAN", frame: frame(toGroup, theirs, vlan, append([]byte{0, 7, 0x86, 0xdd}, icmpv6(130, hbh)...))},
+		{name: "type 129", frame: frame(toGroup, theirs, ipv6, icmpv6(129, hbh))},
+		{name: "router solicitation", frame: frame(toGroup, theirs, ipv6, icmpv6(133, nil))},
+		{name: "router advertisement", frame: frame(toGroup, theirs, ipv6, icmpv6(134, nil))},
+		{name: "neighbour solicitation", frame: frame(toGroup, theirs, ipv6, icmpv6(135, nil))},
+		{name: "neighbour advertisement", frame: frame(toGroup, theirs, ipv6, icmpv6(136, nil))},
+		{name: "type 133 with options", frame: frame(toGroup, theirs, ipv6, icmpv6(133, hbh))},
+		{name: "type 142", frame: frame(toGroup, theirs, ipv6, icmpv6(142, hbh))},
+		{name: "type 144", frame: frame(toGroup, theirs, ipv6, icmpv6(144, hbh))},
+		{name: "type 0", frame: frame(toGroup, theirs, ipv6, icmpv6(0, nil))},
+		{name: "UDP behind options", frame: frame(toGroup, theirs, ipv6, icmpv6(130, hopByHop(8, udp)))},
+		{name: "fragment behind options", frame: frame(toGroup, theirs, ipv6, icmpv6(130, hopByHop(8, fragment)))},
+		{name: "options behind the end", frame: frame(toGroup, theirs, ipv6, icmpv6(130, []byte{icmp, 255, 5, 2, 0, 0, 1, 0}))},
+		{name: "options and nothing else", frame: frame(toGroup, theirs, ipv6, icmpv6(130, hbh)[:48])},
+		{name: "IPv6 header and nothing else", frame: frame(toGroup, theirs, ipv6, icmpv6(130, hbh)[:40])},
+		{name: "half an IPv6 header", frame: frame(toGroup, theirs, ipv6, icmpv6(130, hbh)[:20])},
+		{name: "Ethernet header alone", frame: frame(toGroup, theirs, ipv6, nil)},
+		{name: "IPv4", frame: frame(toGroup, theirs, unix.ETH_P_IP, icmpv6(130, hbh))},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			peer.SendFrame(test.frame)
+			sentinel := query(netip.MustParseAddr("fe80::5e:1"))
+			peer.SendPacket(sentinel)
+			buf := make([]byte, 2048)
+			var packet []byte
+			unicast := false
+			for {
+				p, u, err := l.ReadPacket(buf)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if bytes.Equal(p, sentinel) {
+					break
+				}
+				if bytes.Contains(p, kernel.AsSlice()) {
+					continue // the peer's kernel is a listener as well
+				}
+				packet, unicast = bytes.Clone(p), u
+			}
+			switch {
+			case !test.passes && packet != nil:
+				t.Fatalf("the filter passes %x", packet)
+			case test.passes && !bytes.Equal(packet, test.frame[14:]):
+				t.Fatalf("heard %x, sent %x", packet, test.frame[14:])
+			case unicast != test.asUnicast:
+				t.Fatalf("unicast is %v", unicast)
+			}
+		})
+	}
+}
+
+func TestReadPacketUDP(t *testing.T) {
+	peer, host := cable(t)
+	l := open(t, host)
+	peer.LinkLocal()
+	peer.Send(group, 4321, []byte("data"), 3)
+	sentinel := query(netip.MustParseAddr("fe80::5e:1"))
+	peer.SendPacket(sentinel)
+	for {
+		p, _, err := l.ReadPacket(make([]byte, 2048))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Equal(p, sentinel) {
+			return
+		}
+		if _, err := mld.Parse(p, mld.AcceptUnspecified); err != nil {
+			t.Fatalf("heard %x: %v", p, err)
+		}
+	}
+}
+
+// A buffer that is too short cuts the packet off; the codec then says what is wrong with it.
+func TestReadPacketShortBuffer(t *testing.T) {
+	peer, host := cable(t)
+	l := open(t, host)
+	peer.SendPacket(query(netip.MustParseAddr("fe80::5e:1")))
+	for _, size := range []int{14 + 44, 15} {
+		p, _, err := l.ReadPacket(make([]byte, size))
+		if err != nil || len(p) != size-14 {
+			t.Fatalf("%d octets, %v", len(p), err)
+		}
+		peer.SendPacket(query(netip.MustParseAddr("fe80::5e:2")))
+	}
+}
+
+func TestV1_25_OwnFramesAreNotHeard(t *testing.T) {
+	peer, host := cable(t)
+	l := open(t, host)
+	capture := peer.Capture(netnslab.MLD)
+	src := host.LinkLocal()
+	if err := l.WritePacket(mld.AppendReport(nil, src, group)); err != nil {
+		t.Fatal(err)
+	}
+	// The kernel of the same namespace joins, and by that also hears its own data.
+	host.Join(netip.MustParseAddr("ff05::99"))
+	capture.Wait(patience, "our report", func(f netnslab.Frame) bool { return f.ICMPv6() == 131 && f.Src() == src })
+	capture.Wait(patience, "the kernel's report", func(f netnslab.Frame) bool { return f.ICMPv6() == 143 && f.Src() == src })
+
+	sentinel := query(netip.MustParseAddr("fe80::5e:1"))
+	peer.SendPacket(sentinel)
+	for {
+		p, _, err := l.ReadPacket(make([]byte, 2048))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Equal(p, sentinel) {
+			return
+		}
+		if heard, _ := mld.Parse(p, 0); heard.Src == src {
+			t.Fatalf("heard our own: %x", p)
+		}
+	}
+}
+
+func TestWritePacket(t *testing.T) {
+	peer, host := cable(t)
+	l := open(t, host)
+	capture := peer.Capture(netnslab.MLD)
+	src := host.LinkLocal()
+	report := mld.AppendReport(nil, src, group)
+	if err := l.WritePacket(report); err != nil {
+		t.Fatal(err)
+	}
+	got := capture.Wait(patience, "our report", func(f netnslab.Frame) bool { return f.ICMPv6() == 131 })
+	want := frame(net.HardwareAddr{0x33, 0x33, 0, 0, 0x43, 0x21}, host.HardwareAddr(), unix.ETH_P_IPV6, report)
+	if !bytes.Equal(got.Data, want) {
+		t.Fatalf("sent %x, want %x", got.Data, want)
+	}
+
+	// After a change of the hardware address that Watch has told, frames come from the new one.
+	if err := host.Node().Command(t.Context(), "ip", "link", "set", "eth0", "address", "02:00:00:00:be:ef").Run(); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		s, err := l.Watch()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.HardwareAddr.String() == "02:00:00:00:be:ef" {
+			break
+		}
+	}
+	if err := l.WritePacket(report); err != nil {
+		t.Fatal(err)
+	}
+	got = capture.Wait(patience, "the second report", func(f netnslab.Frame) bool { return f.ICMPv6() == 131 })
+	if mac := net.HardwareAddr(got.Data[6:12]).String(); mac != "02:00:00:00:be:ef" {
+		t.Fatalf("sent from %s", mac)
+	}
+}
+
+func TestWritePacketRefusals(t *testing.T) {
+	_, host := cable(t)
+	l := open(t, host)
+	unicast := mld.AppendReport(nil, netip.MustParseAddr("fe80::1"), group)
+	copy(unicast[24:], netip.MustParseAddr("fe80::2").AsSlice())
+	for name, packet := range map[string][]byte{
+		"nothing": nil, "short": make([]byte, 39), "unicast": unicast,
+		"larger than the MTU": append(mld.AppendReport(nil, netip.MustParseAddr("fe80::1"), group), make([]byte, 1500)...),
+	} {
+		if err := l.WritePacket(packet); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+	lo, err := link.Open(host.Node().Netns(), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lo.Close()
+	if err := lo.WritePacket(mld.AppendReport(nil, netip.MustParseAddr("fe80::1"), group)); err == nil {
+		t.Error("the loopback takes a packet")
+	}
+	if s, err := lo.State(); err != nil || s.Ethernet {
+		t.Errorf("loopback: %+v, %v", s, err)
+	}
+}
+
+// A macvlan takes in only the groups that somebody has asked for (S2).
+func TestReadPacketMacvlan(t *testing.T) {
+	t.Parallel()
+	lab := netnslab.New(t)
+	pod := lab.Node("pod")
+	peer, _ := lab.Veth(lab.Node("peer"), "eth0", pod, "parent")
+	ip := func(args ...string) {
+		t.Helper()
+		if out, err := pod.Command(t.Context(), "ip", args...).CombinedOutput(); err != nil {
+			t.Fatalf("ip %q: %v: %s", args, err, out)
+		}
+	}
+	ip("link", "add", "link", "parent", "name", "mv0", "type", "macvlan", "mode", "bridge")
+	ip("link", "set", "mv0", "up")
+	var index int
+	if err := pod.Do(func() error {
+		ifi, err := net.InterfaceByName("mv0")
+		if err == nil {
+			index = ifi.Index
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	l, err := link.Open(pod.Netns(), index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	giveUp := time.AfterFunc(patience, func() { l.Close() })
+	defer giveUp.Stop()
+	if s, err := l.State(); err != nil || !s.Ethernet || s.Peer != 0 {
+		t.Fatalf("%+v, %v", s, err)
+	}
+	report := mld.AppendReport(nil, netip.MustParseAddr("fe80::5e:1"), netip.MustParseAddr("ff05::abcd:ef01"))
+	peer.SendPacket(report)
+	for {
+		p, _, err := l.ReadPacket(make([]byte, 2048))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Equal(p, report) {
+			return
+		}
+	}
+}
+
+func TestNoAllocation(t *testing.T) {
+	lab := netnslab.New(t) // alone: allocations are counted in the whole process
+	peer, host := lab.Veth(lab.Node("peer"), "eth0", lab.Node("pod"), "eth0")
+	l, other := open(t, host), open(t, peer)
+	report := mld.AppendReport(nil, host.LinkLocal(), group)
+	buf := make([]byte, 2048)
+	perPacket := testing.AllocsPerRun(1000, func() {
+		if err := l.WritePacket(report); err != nil {
+			t.Fatal(err)
+		}
+		for {
+			p, _, err := other.ReadPacket(buf)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if bytes.Equal(p, report) {
+				return
+			}
+		}
+	})
+	if perPacket != 0 {
+		t.Fatalf("%v allocations for a packet sent and heard", perPacket)
+	}
+}
+
+func TestOpenNothing(t *testing.T) {
+	_, host := cable(t)
+	for _, index := range []int{4711, 0, -1} {
+		if _, err := link.Open(host.Node().Netns(), index); !errors.Is(err, link.ErrGone) {
+			t.Errorf("index %d: %v", index, err)
+		}
+	}
+}
+
+func TestClose(t *testing.T) {
+	_, host := cable(t)
+	l, err := link.Open(host.Node().Netns(), host.Index())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Watch(); err != nil {
+		t.Fatal(err)
+	}
+	results := make(chan error, 2)
+	go func() {
+		for {
+			if _, _, err := l.ReadPacket(make([]byte, 2048)); err != nil {
+				results <- err
+				return
+			}
+		}
+	}()
+	go func() {
+		for {
+			if _, err := l.Watch(); err != nil {
+				results <- err
+				return
+			}
+		}
+	}()
+	for range 3 {
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		select {
+		case err := <-results:
+			if !errors.Is(err, net.ErrClosed) {
+				t.Errorf("%v, want net.ErrClosed", err)
+			}
+		case <-time.After(patience):
+			t.Fatal("Close wakes nobody")
+		}
+	}
+	if err := l.WritePacket(mld.AppendReport(nil, netip.MustParseAddr("fe80::1"), group)); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("WritePacket: %v", err)
+	}
+	if _, err := l.State(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("State: %v", err)
+	}
+}

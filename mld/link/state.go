@@ -1,0 +1,315 @@
+package link
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// State is what a listener must know about an interface.
+type State struct {
+	Name         string
+	Index        int
+	HardwareAddr net.HardwareAddr
+	MTU          int        // octets
+	Up           bool       // administratively up and with carrier: able to send
+	Source       netip.Addr // a valid link-local address, or the zero Addr while there is none
+	IPv6         bool       // IPv6 is switched on, and the MTU is large enough for it
+	Peer         int        // interface index of a veth's other end, in that end's namespace; 0 if it is no veth
+	Ethernet     bool       // frames have an Ethernet header
+}
+
+func (s State) equal(o State) bool {
+	return s.Name == o.Name && s.Index == o.Index && bytes.Equal(s.HardwareAddr, o.HardwareAddr) &&
+		s.MTU == o.MTU && s.Up == o.Up && s.Source == o.Source && s.IPv6 == o.IPv6 && s.Peer == o.Peer &&
+		s.Ethernet == o.Ethernet
+}
+
+// Of the kernel's interface; neither package syscall nor x/sys has them.
+const (
+	rtnlgrpIPv6Netconf = 25     // RTNLGRP_IPV6_NETCONF: IPv6 comes to the interface or goes from it
+	devconfDisableIPv6 = 26     // DEVCONF_DISABLE_IPV6, an index into IFLA_INET6_CONF
+	inet6Conf          = 2      // IFLA_INET6_CONF
+	filterSkipStats    = 1 << 3 // RTEXT_FILTER_SKIP_STATS
+	netconfIfindex     = 1      // NETCONFA_IFINDEX
+)
+
+// State reads the interface's state now. An error that wraps [ErrGone] says that the interface is not there
+// any more. It is safe for concurrent use.
+func (l *Link) State() (State, error) {
+	s, _, err := l.read()
+	return s, err
+}
+
+// Watch returns the interface's state when it differs from what the last State or Watch returned, which may be
+// at once. Its error wraps [ErrGone] when the interface was deleted or moved to another namespace, and is
+// [net.ErrClosed] after Close. One goroutine calls it at a time.
+func (l *Link) Watch() (State, error) {
+	for {
+		s, changed, err := l.read()
+		if err != nil || changed {
+			return s, err
+		}
+		if err := l.waitEvent(); err != nil {
+			return State{}, err
+		}
+	}
+}
+
+// read reads the state and tells whether it differs from the last one read. Reads are in a row, so that the
+// last one told is the last one that was true.
+func (l *Link) read() (s State, changed bool, err error) {
+	l.state.Lock()
+	defer l.state.Unlock()
+	switch {
+	case l.closed.Load():
+		return State{}, false, net.ErrClosed
+	case l.gone.Load():
+		return State{}, false, l.errGone()
+	}
+	var c *netlink.Conn
+	err = l.ns.Do(func() error {
+		c, err = netlink.Dial(unix.NETLINK_ROUTE, nil)
+		return err
+	})
+	if err != nil {
+		return State{}, false, fmt.Errorf("interface %d: open route socket: %w", l.index, err)
+	}
+	defer c.Close()
+	// Without strict checking (before Linux 4.20) an address dump is not limited to the interface, only longer.
+	_ = c.SetOption(netlink.GetStrictCheck, true)
+
+	s, err = readLink(c, l.index)
+	if err == nil {
+		s.Source, err = readSource(c, l.index)
+	}
+	if err != nil {
+		if errors.Is(err, unix.ENODEV) {
+			return State{}, false, l.end()
+		}
+		return State{}, false, fmt.Errorf("interface %d: read state: %w", l.index, err)
+	}
+	changed = !s.equal(l.last)
+	l.last = s
+	l.setSource(s)
+	return s, changed, nil
+}
+
+// readLink asks for everything in State but the address.
+func readLink(c *netlink.Conn, index int) (State, error) {
+	req := make([]byte, unix.SizeofIfInfomsg)
+	binary.NativeEndian.PutUint32(req[4:], uint32(index))
+	e := netlink.NewAttributeEncoder()
+	e.Uint32(unix.IFLA_EXT_MASK, filterSkipStats)
+	attrs, err := e.Encode()
+	if err != nil {
+		return State{}, err
+	}
+	replies, err := c.Execute(netlink.Message{
+		Header: netlink.Header{Type: unix.RTM_GETLINK, Flags: netlink.Request},
+		Data:   append(req, attrs...),
+	})
+	if err != nil {
+		return State{}, err
+	}
+	if len(replies) != 1 || len(replies[0].Data) < unix.SizeofIfInfomsg {
+		return State{}, fmt.Errorf("%d replies to one request, or a short one", len(replies))
+	}
+	return parseLink(replies[0].Data)
+}
+
+func parseLink(b []byte) (State, error) {
+	const running = unix.IFF_UP | unix.IFF_LOWER_UP
+	s := State{
+		Ethernet: binary.NativeEndian.Uint16(b[2:]) == unix.ARPHRD_ETHER,
+		Index:    int(int32(binary.NativeEndian.Uint32(b[4:]))),
+		Up:       binary.NativeEndian.Uint32(b[8:])&running == running,
+	}
+	d, err := netlink.NewAttributeDecoder(b[unix.SizeofIfInfomsg:])
+	if err != nil {
+		return State{}, err
+	}
+	var veth bool
+	for d.Next() {
+		switch d.Type() {
+		case unix.IFLA_IFNAME:
+			s.Name = d.String()
+		case unix.IFLA_ADDRESS:
+			s.HardwareAddr = bytes.Clone(d.Bytes())
+		case unix.IFLA_MTU:
+			s.MTU = int(d.Uint32())
+		case unix.IFLA_LINK:
+			s.Peer = int(d.Uint32())
+		case unix.IFLA_LINKINFO:
+			d.Nested(func(d *netlink.AttributeDecoder) error {
+				for d.Next() {
+					if d.Type() == unix.IFLA_INFO_KIND {
+						veth = d.String() == "veth"
+					}
+				}
+				return nil
+			})
+		case unix.IFLA_AF_SPEC:
+			d.Nested(func(d *netlink.AttributeDecoder) error {
+				for d.Next() {
+					if d.Type() == unix.AF_INET6 {
+						d.Nested(func(d *netlink.AttributeDecoder) error {
+							s.IPv6 = parseIPv6(d)
+							return nil
+						})
+					}
+				}
+				return nil
+			})
+		}
+	}
+	if !veth {
+		s.Peer = 0 // of a macvlan or VLAN, IFLA_LINK is the device below
+	}
+	return s, d.Err()
+}
+
+// parseIPv6 tells whether IPv6 is switched on. An interface with an MTU below 1280 has no IPv6 part at all.
+func parseIPv6(d *netlink.AttributeDecoder) bool {
+	for d.Next() {
+		if conf := d.Bytes(); d.Type() == inet6Conf && len(conf) >= 4*(devconfDisableIPv6+1) {
+			return binary.NativeEndian.Uint32(conf[4*devconfDisableIPv6:]) == 0
+		}
+	}
+	return false
+}
+
+// readSource finds the address that MLD messages are sent from.
+func readSource(c *netlink.Conn, index int) (netip.Addr, error) {
+	req := make([]byte, unix.SizeofIfAddrmsg)
+	req[0] = unix.AF_INET6
+	binary.NativeEndian.PutUint32(req[4:], uint32(index))
+	replies, err := c.Execute(netlink.Message{
+		Header: netlink.Header{Type: unix.RTM_GETADDR, Flags: netlink.Request | netlink.Dump},
+		Data:   req,
+	})
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	var best, deprecated netip.Addr
+	for _, m := range replies {
+		if len(m.Data) < unix.SizeofIfAddrmsg || int(binary.NativeEndian.Uint32(m.Data[4:])) != index {
+			continue
+		}
+		addr, flags, err := parseAddr(m.Data)
+		if err != nil {
+			return netip.Addr{}, err
+		}
+		switch {
+		case !usable(addr, flags):
+		case flags&unix.IFA_F_DEPRECATED != 0:
+			deprecated = lower(deprecated, addr)
+		default:
+			best = lower(best, addr)
+		}
+	}
+	if !best.IsValid() {
+		best = deprecated
+	}
+	return best, nil
+}
+
+// usable tells whether addr is a valid link-local address: a tentative one is not (RFC 3590 section 4), an
+// optimistic one is, though it is marked tentative as well (RFC 4429).
+func usable(addr netip.Addr, flags uint32) bool {
+	tentative := flags&unix.IFA_F_TENTATIVE != 0 && flags&unix.IFA_F_OPTIMISTIC == 0
+	return addr.IsLinkLocalUnicast() && !tentative && flags&unix.IFA_F_DADFAILED == 0
+}
+
+// lower is the lower of two addresses, so that the choice among several does not depend on their order.
+func lower(a, b netip.Addr) netip.Addr {
+	if !a.IsValid() || b.Less(a) {
+		return b
+	}
+	return a
+}
+
+func parseAddr(b []byte) (addr netip.Addr, flags uint32, err error) {
+	flags = uint32(b[2])
+	d, err := netlink.NewAttributeDecoder(b[unix.SizeofIfAddrmsg:])
+	if err != nil {
+		return netip.Addr{}, 0, err
+	}
+	var local bool
+	for d.Next() {
+		switch d.Type() {
+		case unix.IFA_LOCAL: // ours, where IFA_ADDRESS is the far end's
+			addr, local = netip.AddrFromSlice(d.Bytes())
+		case unix.IFA_ADDRESS:
+			if !local {
+				addr, _ = netip.AddrFromSlice(d.Bytes())
+			}
+		case unix.IFA_FLAGS:
+			flags = d.Uint32()
+		}
+	}
+	return addr, flags, d.Err()
+}
+
+// waitEvent returns when something may have happened to the interface. All events that stand in the queue are
+// taken together, so that a storm of them costs one look at the state.
+func (l *Link) waitEvent() error {
+	var failure error
+	err := l.eventsRaw.Read(func(fd uintptr) bool {
+		var concerned bool
+		var b [64]byte // the beginning of a message tells whom it concerns
+		for {
+			switch n, err := unix.Read(int(fd), b[:]); err {
+			case nil:
+				concerned = l.concerns(b[:n]) || concerned
+			case unix.EINTR:
+			case unix.ENOBUFS: // events were lost
+				concerned = true
+			case unix.EAGAIN:
+				return concerned
+			default:
+				failure = err
+				return true
+			}
+		}
+	})
+	switch {
+	case l.closed.Load():
+		return net.ErrClosed
+	case err != nil:
+		failure = err
+	}
+	if failure != nil {
+		return fmt.Errorf("interface %d: read events: %w", l.index, failure)
+	}
+	return nil
+}
+
+// concerns tells whether the event that begins with b may be about the interface, and notes its end: an
+// interface that was deleted or moved away and has come back is another one, to which no socket of ours is bound.
+func (l *Link) concerns(b []byte) bool {
+	if len(b) < unix.SizeofNlMsghdr+12 {
+		return false
+	}
+	kind, family := binary.NativeEndian.Uint16(b[4:]), b[unix.SizeofNlMsghdr]
+	index := b[unix.SizeofNlMsghdr+4:] // in ifinfomsg and ifaddrmsg alike
+	if kind == unix.RTM_NEWNETCONF || kind == unix.RTM_DELNETCONF {
+		if binary.NativeEndian.Uint16(index[2:]) != netconfIfindex {
+			return false
+		}
+		index = index[4:]
+	}
+	if int(int32(binary.NativeEndian.Uint32(index))) != l.index {
+		return false
+	}
+	if kind == unix.RTM_DELLINK && family == unix.AF_UNSPEC {
+		_ = l.end()
+	}
+	return true
+}

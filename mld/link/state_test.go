@@ -1,0 +1,201 @@
+package link_test
+
+import (
+	"errors"
+	"net/netip"
+	"os"
+	"testing"
+
+	"github.com/seed-aaab8e3a/cni-mld/mld/link"
+	"github.com/seed-aaab8e3a/cni-mld/netnslab"
+)
+
+// watchUntil follows the states until one is as it should be.
+func watchUntil(t *testing.T, l *link.Link, what string, ok func(link.State) bool) link.State {
+	t.Helper()
+	var last link.State
+	for {
+		s, err := l.Watch()
+		if err != nil {
+			t.Fatalf("%s: %v; the last state was %+v", what, err, last)
+		}
+		if ok(s) {
+			return s
+		}
+		last = s
+	}
+}
+
+func run(t *testing.T, e *netnslab.Endpoint, command string, args ...string) {
+	t.Helper()
+	if out, err := e.Node().Command(t.Context(), command, args...).CombinedOutput(); err != nil {
+		t.Fatalf("%s %q: %v: %s", command, args, err, out)
+	}
+}
+
+func TestState(t *testing.T) {
+	peer, host := cable(t)
+	l := open(t, host)
+	src := host.LinkLocal()
+	s, err := l.State()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Name != "eth0" || s.Index != host.Index() || s.HardwareAddr.String() != host.HardwareAddr().String() ||
+		s.MTU != 1500 || !s.Up || s.Source != src || !s.IPv6 || s.Peer != peer.Index() || !s.Ethernet {
+		t.Fatalf("%+v", s)
+	}
+}
+
+func TestWatch(t *testing.T) {
+	peer, host := cable(t)
+	l := open(t, host)
+	src := host.LinkLocal()
+	watchUntil(t, l, "the first state", func(s link.State) bool { return s.Up && s.Source == src })
+	first := netip.MustParseAddr("fe80::1") // lower than what the MAC address gives
+	for _, step := range []struct {
+		what string
+		do   func()
+		ok   func(link.State) bool
+	}{
+		{"peer down", peer.SetDown, func(s link.State) bool { return !s.Up }},
+		{"peer up", peer.SetUp, func(s link.State) bool { return s.Up && s.Source == src }},
+		{"down", host.SetDown, func(s link.State) bool { return !s.Up && !s.Source.IsValid() }},
+		{"up", host.SetUp, func(s link.State) bool { return s.Up && s.Source == src }},
+		{"MTU", func() { run(t, host, "ip", "link", "set", "eth0", "mtu", "1400") }, func(s link.State) bool { return s.MTU == 1400 }},
+		{"second address", func() { host.AddAddr(netip.PrefixFrom(first, 64)) }, func(s link.State) bool { return s.Source == first }},
+		{
+			"deprecated", func() { run(t, host, "ip", "addr", "change", "fe80::1/64", "dev", "eth0", "preferred_lft", "0") },
+			func(s link.State) bool { return s.Source == src },
+		},
+		{"one address less", func() { host.DelAddr(netip.PrefixFrom(src, 64)) }, func(s link.State) bool { return s.Source == first }},
+		{"no address", func() { host.DelAddr(netip.PrefixFrom(first, 64)) }, func(s link.State) bool { return !s.Source.IsValid() }},
+		{"an address again", func() { host.AddAddr(netip.PrefixFrom(src, 64)) }, func(s link.State) bool { return s.Source == src }},
+		{
+			"IPv6 off", func() { host.Node().SetSysctl("net/ipv6/conf/eth0/disable_ipv6", "1") },
+			func(s link.State) bool { return !s.IPv6 && !s.Source.IsValid() },
+		},
+		{
+			"IPv6 on", func() { host.Node().SetSysctl("net/ipv6/conf/eth0/disable_ipv6", "0") },
+			func(s link.State) bool { return s.IPv6 && s.Source == src },
+		},
+		{
+			"MTU too small for IPv6", func() { run(t, host, "ip", "link", "set", "eth0", "mtu", "1000") },
+			func(s link.State) bool { return !s.IPv6 && s.MTU == 1000 && !s.Source.IsValid() },
+		},
+		{
+			"MTU large enough", func() { run(t, host, "ip", "link", "set", "eth0", "mtu", "1500") },
+			func(s link.State) bool { return s.IPv6 && s.MTU == 1500 && s.Source.IsValid() },
+		},
+		{
+			"hardware address", func() { run(t, host, "ip", "link", "set", "eth0", "address", "02:00:00:00:be:ef") },
+			func(s link.State) bool { return s.HardwareAddr.String() == "02:00:00:00:be:ef" },
+		},
+		{
+			"rename", func() { run(t, host, "ip", "link", "set", "eth0", "name", "net1") },
+			func(s link.State) bool { return s.Name == "net1" },
+		},
+	} {
+		step.do()
+		watchUntil(t, l, step.what, step.ok)
+	}
+}
+
+// A tentative address is no source, its end of duplicate address detection is a change, a duplicate stays invalid.
+func TestWatchDuplicateAddressDetection(t *testing.T) {
+	_, host := cable(t, netnslab.DAD, netnslab.Down)
+	l := open(t, host)
+	watchUntil(t, l, "the first state", func(s link.State) bool { return true })
+	host.SetUp()
+	host.Peer().SetUp()
+	s := watchUntil(t, l, "up", func(s link.State) bool { return s.Up })
+	if s.Source.IsValid() {
+		t.Fatalf("a source before duplicate address detection can have ended: %+v", s)
+	}
+	s = watchUntil(t, l, "a source", func(s link.State) bool { return s.Source.IsValid() })
+	if want := host.LinkLocal(); s.Source != want {
+		t.Fatalf("source %s, want %s", s.Source, want)
+	}
+}
+
+func TestWatchOptimisticAddress(t *testing.T) {
+	if _, err := os.Stat("/proc/sys/net/ipv6/conf/all/optimistic_dad"); err != nil {
+		netnslab.Skip(t, "the kernel has no optimistic addresses")
+	}
+	_, host := cable(t, netnslab.DAD, netnslab.Down)
+	host.Node().SetSysctl("net/ipv6/conf/eth0/optimistic_dad", "1")
+	host.Node().SetSysctl("net/ipv6/conf/eth0/dad_transmits", "5") // it stays optimistic for 5 s
+	l := open(t, host)
+	host.SetUp()
+	host.Peer().SetUp()
+	watchUntil(t, l, "an optimistic source", func(s link.State) bool { return s.Source.IsValid() })
+	out, err := host.Node().Command(t.Context(), "ip", "-6", "addr", "show", "dev", "eth0", "optimistic").Output()
+	if err != nil || len(out) == 0 {
+		t.Errorf("the source was told after duplicate address detection, not before: %v", err)
+	}
+}
+
+func TestWatchDuplicate(t *testing.T) {
+	peer, host := cable(t, netnslab.DAD)
+	l := open(t, host)
+	host.LinkLocal()
+	run(t, peer, "ip", "addr", "add", "fe80::1/64", "dev", "eth0", "nodad")
+	host.AddAddr(netip.MustParsePrefix("fe80::1/64"))
+	netnslab.WaitFor(t, "the duplicate to be found", patience, func() (bool, string) {
+		out, err := host.Node().Command(t.Context(), "ip", "-6", "addr", "show", "dev", "eth0", "dadfailed").Output()
+		return err == nil && len(out) > 0, string(out)
+	}, host.Node())
+	s, err := l.State()
+	if err != nil || s.Source != host.LinkLocal() {
+		t.Fatalf("source %s, %v: fe80::1 belongs to the peer", s.Source, err)
+	}
+}
+
+func TestErrGone(t *testing.T) {
+	for name, end := range map[string]func(t *testing.T, lab *netnslab.Lab, e *netnslab.Endpoint){
+		"deleted": func(_ *testing.T, _ *netnslab.Lab, e *netnslab.Endpoint) { e.Delete() },
+		"moved": func(t *testing.T, lab *netnslab.Lab, e *netnslab.Endpoint) {
+			elsewhere := lab.Node("elsewhere")
+			run(t, e, "ip", "link", "set", "eth0", "netns", elsewhere.Path())
+		},
+		"moved and back": func(t *testing.T, lab *netnslab.Lab, e *netnslab.Endpoint) {
+			elsewhere := lab.Node("elsewhere")
+			run(t, e, "ip", "link", "set", "eth0", "netns", elsewhere.Path())
+			if out, err := elsewhere.Command(t.Context(), "ip", "link", "set", "eth0", "netns", e.Node().Path()).CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			lab := netnslab.New(t)
+			_, host := lab.Veth(lab.Node("peer"), "eth0", lab.Node("pod"), "eth0")
+			l := open(t, host)
+			host.LinkLocal()
+			reader := make(chan error, 1)
+			go func() {
+				for {
+					if _, _, err := l.ReadPacket(make([]byte, 2048)); err != nil {
+						reader <- err
+						return
+					}
+				}
+			}()
+			end(t, lab, host)
+			for {
+				if _, err := l.Watch(); err != nil {
+					if !errors.Is(err, link.ErrGone) {
+						t.Fatalf("Watch: %v", err)
+					}
+					break
+				}
+			}
+			if err := <-reader; !errors.Is(err, link.ErrGone) {
+				t.Fatalf("ReadPacket: %v", err)
+			}
+			if _, err := l.State(); !errors.Is(err, link.ErrGone) {
+				t.Fatalf("State: %v", err)
+			}
+		})
+	}
+}
