@@ -1,0 +1,435 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/seed-aaab8e3a/cni-mld/mld"
+	"github.com/seed-aaab8e3a/cni-mld/mld/kernel"
+	"github.com/seed-aaab8e3a/cni-mld/mld/link"
+	"github.com/seed-aaab8e3a/cni-mld/mld/listener"
+	"github.com/seed-aaab8e3a/cni-mld/mld/netns"
+)
+
+// KernelReports says what becomes of the reports of the namespace's kernel on the interface.
+type KernelReports uint8
+
+// The ways to deal with the kernel's reports.
+const (
+	Auto KernelReports = iota // Mute where this kernel can, else Keep
+	Mute                      // drop them; the agent speaks for the kernel's memberships too
+	Keep                      // let them out; the agent speaks only for what the kernel does not hold
+)
+
+func (k KernelReports) String() string {
+	switch k {
+	case Auto:
+		return "auto"
+	case Mute:
+		return "mute"
+	case Keep:
+		return "keep"
+	}
+	return fmt.Sprintf("KernelReports(%d)", uint8(k))
+}
+
+// KernelID is the subscriber under which the kernel's memberships stand in the listener.
+const KernelID listener.SubscriberID = 0
+
+// maxPacket is the longest message that is read whole, in octets. A version 1 Query has 72; what is longer than
+// this is counted as rejected.
+const maxPacket = 2048
+
+// maxBurst is how many packets are sent before events are looked at again.
+const maxBurst = 64
+
+// ErrEthernet says that the interface does not carry Ethernet frames.
+var ErrEthernet = errors.New("not an Ethernet-like interface")
+
+// ErrStopped says that the agent has come to its end.
+var ErrStopped = errors.New("the listener of this interface has ended")
+
+// Config is what an Agent is started with.
+type Config struct {
+	Netns         *netns.Namespace // of the interface; stays the caller's and must stay open until Done
+	Index         int              // of the interface
+	Listener      listener.Config
+	KernelReports KernelReports
+	Logger        *slog.Logger // nil: nothing is logged
+}
+
+// wire is what the agent needs of a link.
+type wire interface {
+	State() (link.State, error)
+	Watch() (link.State, error)
+	ReadPacket(b []byte) (packet []byte, unicast bool, err error)
+	WritePacket(packet []byte) error
+	Close() error
+}
+
+// memberships is what the agent needs of a mirror.
+type memberships interface {
+	Next() ([]kernel.Change, error)
+	Close() error
+}
+
+// An Agent is a listener at work on one interface. Its methods are safe for concurrent use.
+type Agent struct {
+	calls    chan func()
+	packets  chan heard
+	consumed chan struct{} // answers packets: the buffer may be used again
+	links    chan link.State
+	changes  chan []kernel.Change
+	failures chan error // of a reader: the end of the agent
+	stopping chan struct{}
+	readers  sync.WaitGroup
+	done     chan struct{}
+	err      error // why it ended; valid after done
+
+	// What follows belongs to the owner goroutine.
+	log         *slog.Logger
+	accept      mld.Accept
+	listener    *listener.Listener
+	wire        wire
+	mirror      memberships
+	mute        *kernel.Mute // nil: the kernel's reports are kept
+	link        link.State
+	voice       voice
+	waiters     []waiter
+	rejected    [mld.NumReasons]uint64
+	sendErrs    uint64
+	lastSendErr error
+	leaving     <-chan time.Time // after Stop: when to end; else nil
+	quit        bool
+}
+
+type heard struct {
+	packet  []byte
+	unicast bool
+}
+
+// Start puts a listener to work. When it returns, the kernel is muted if it is to be, and the memberships that it
+// holds are the listener's. An error wraps [link.ErrGone] when there is no such interface, [ErrEthernet],
+// [kernel.ErrMuted] or, if a mute was asked for by name, [kernel.ErrCannotMute].
+func Start(cfg Config) (*Agent, error) {
+	w, err := link.Open(cfg.Netns, cfg.Index)
+	if err != nil {
+		return nil, err
+	}
+	a, err := start(cfg, w)
+	if err != nil {
+		return nil, errors.Join(err, w.Close())
+	}
+	return a, nil
+}
+
+func start(cfg Config, w wire) (*Agent, error) {
+	state, err := w.State()
+	if err != nil {
+		return nil, err
+	}
+	if !state.Ethernet {
+		return nil, fmt.Errorf("interface %s: %w", state.Name, ErrEthernet)
+	}
+	mute, err := newMute(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("interface %s: %w", state.Name, err)
+	}
+	mirror, err := kernel.OpenMirror(cfg.Netns, cfg.Index, mute)
+	if err != nil {
+		return nil, errors.Join(err, closeMute(mute))
+	}
+	a, err := newAgent(cfg, w, mirror, mute)
+	if err == nil {
+		err = a.begin(state)
+	}
+	if err != nil {
+		return nil, errors.Join(err, mirror.Close(), closeMute(mute))
+	}
+	return a, nil
+}
+
+// newMute mutes the kernel as configured; nil means that its reports are kept.
+func newMute(cfg Config) (*kernel.Mute, error) {
+	if cfg.KernelReports == Keep {
+		return nil, nil
+	}
+	mute, err := kernel.NewMute(cfg.Netns, cfg.Index, !kernel.HasEvents(cfg.Netns))
+	if errors.Is(err, kernel.ErrCannotMute) && cfg.KernelReports == Auto {
+		return nil, nil
+	}
+	return mute, err
+}
+
+func closeMute(m *kernel.Mute) error {
+	if m == nil {
+		return nil
+	}
+	return m.Close()
+}
+
+func newAgent(cfg Config, w wire, mirror memberships, mute *kernel.Mute) (*Agent, error) {
+	l, err := listener.New(cfg.Listener, rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())))
+	if err != nil {
+		return nil, err
+	}
+	a := &Agent{
+		calls:    make(chan func()),
+		packets:  make(chan heard),
+		consumed: make(chan struct{}),
+		links:    make(chan link.State),
+		changes:  make(chan []kernel.Change),
+		failures: make(chan error, 3), // one for each reader
+		stopping: make(chan struct{}),
+		done:     make(chan struct{}),
+		log:      cfg.Logger,
+		listener: l,
+		wire:     w,
+		mirror:   mirror,
+		mute:     mute,
+		voice:    voice{listener: l, keep: mute == nil},
+	}
+	if a.log == nil {
+		a.log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Listener.Profile == listener.KAME {
+		a.accept = mld.AcceptHopLimit | mld.AcceptNoRouterAlert | mld.AcceptQueryLength // K21, K24, K25
+	}
+	return a, nil
+}
+
+// begin takes over what stands and starts the goroutines.
+func (a *Agent) begin(state link.State) error {
+	standing, err := a.mirror.Next()
+	if err != nil {
+		return err
+	}
+	a.setLink(time.Now(), state)
+	a.voice.kernelChanged(time.Now(), standing)
+	a.readers.Go(a.readPackets)
+	a.readers.Go(a.watchLink)
+	a.readers.Go(a.followKernel)
+	go a.own()
+	return nil
+}
+
+// own is the owner goroutine.
+func (a *Agent) own() {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for !a.quit {
+		more := a.drain()
+		a.wake()
+		if deadline, ok := a.listener.NextDeadline(); more {
+			timer.Reset(0)
+		} else if ok {
+			timer.Reset(time.Until(deadline))
+		} else {
+			timer.Stop()
+		}
+		select {
+		case h := <-a.packets:
+			a.receive(h)
+			a.consumed <- struct{}{}
+		case s := <-a.links:
+			a.setLink(time.Now(), s)
+		case changes := <-a.changes:
+			if a.leaving == nil {
+				a.voice.kernelChanged(time.Now(), changes)
+			}
+		case call := <-a.calls:
+			call()
+		case <-timer.C:
+			a.listener.Advance(time.Now())
+		case <-a.leaving:
+			a.quit = true
+		case err := <-a.failures:
+			if a.leaving == nil { // else the interface was expected to go
+				a.err = err
+			}
+			a.quit = true
+		}
+	}
+	a.end()
+}
+
+// drain sends what is to be sent, at most maxBurst packets, and tells whether there is more.
+func (a *Agent) drain() (more bool) {
+	n := 0
+	for p := range a.listener.Outgoing() {
+		err := a.wire.WritePacket(p.Bytes)
+		a.voice.sent(p, err)
+		if err != nil {
+			// The protocol is made for lost packets: a repeat or the next query makes up for it.
+			a.sendErrs, a.lastSendErr = a.sendErrs+1, err
+			a.log.Debug("packet not sent", "addr", p.Addr, "cause", p.Cause, "err", err)
+		} else if a.log.Enabled(context.Background(), slog.LevelDebug) {
+			a.log.Debug("packet sent", "addr", p.Addr, "cause", p.Cause, "dst", p.Dst)
+		}
+		if n++; n == maxBurst {
+			return true
+		}
+	}
+	return false
+}
+
+func (a *Agent) receive(h heard) {
+	p, err := mld.Parse(h.packet, a.accept)
+	if err != nil {
+		a.rejected[mld.ReasonOf(err)]++
+		return
+	}
+	if h.unicast && p.Message.Type == mld.TypeReport {
+		return // B25: a bridge's unicast copy of a Report is not heard by the others, and must not silence us
+	}
+	a.listener.Receive(time.Now(), p.Src, p.Message)
+}
+
+func (a *Agent) setLink(now time.Time, s link.State) {
+	a.link = s
+	switch {
+	case !s.Up || !s.IPv6:
+		a.listener.SetSource(now, netip.Addr{})
+	case s.Source.IsValid():
+		a.listener.SetSource(now, s.Source)
+	default:
+		a.listener.SetSource(now, netip.IPv6Unspecified()) // V1-30
+	}
+}
+
+// end closes everything. The mute goes first, so that the kernel may speak at once; an AF_PACKET socket takes its
+// time.
+func (a *Agent) end() {
+	close(a.stopping)
+	if a.err == nil {
+		a.err = ErrStopped
+	}
+	for _, err := range []error{closeMute(a.mute), a.mirror.Close(), a.wire.Close()} {
+		if err != nil {
+			a.log.Warn("socket not closed", "err", err)
+		}
+	}
+	a.readers.Wait()
+	close(a.done)
+}
+
+func (a *Agent) readPackets() {
+	buf := make([]byte, maxPacket)
+	for {
+		packet, unicast, err := a.wire.ReadPacket(buf)
+		if err != nil {
+			a.fail(fmt.Errorf("receive: %w", err))
+			return
+		}
+		select {
+		case a.packets <- heard{packet, unicast}:
+			<-a.consumed
+		case <-a.stopping:
+			return
+		}
+	}
+}
+
+func (a *Agent) watchLink() {
+	for {
+		s, err := a.wire.Watch()
+		if err != nil {
+			a.fail(err)
+			return
+		}
+		select {
+		case a.links <- s:
+		case <-a.stopping:
+			return
+		}
+	}
+}
+
+func (a *Agent) followKernel() {
+	for {
+		changes, err := a.mirror.Next()
+		if err != nil {
+			a.fail(err)
+			return
+		}
+		select {
+		case a.changes <- changes:
+		case <-a.stopping:
+			return
+		}
+	}
+}
+
+// fail ends the agent because of a reader. When the agent ends by itself, the readers' last error is that their
+// socket was closed.
+func (a *Agent) fail(err error) {
+	if !errors.Is(err, net.ErrClosed) {
+		a.failures <- err
+	}
+}
+
+// do runs call on the owner goroutine.
+func (a *Agent) do(ctx context.Context, call func()) error {
+	finished := make(chan struct{})
+	select {
+	case a.calls <- func() { call(); close(finished) }:
+		<-finished
+		return nil
+	case <-a.done:
+		return a.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Listen says that subscriber id, which must not be [KernelID], wants addr as f says; INCLUDE({}) leaves. What is
+// to be sent is sent right after. The error is that of [listener.Listener.Listen], or says that the agent has
+// ended or that ctx has.
+func (a *Agent) Listen(ctx context.Context, id listener.SubscriberID, addr netip.Addr, f listener.Filter) error {
+	var err error
+	if doErr := a.do(ctx, func() {
+		if a.leaving != nil {
+			err = ErrStopped
+			return
+		}
+		err = a.voice.listen(time.Now(), id, addr, f)
+	}); doErr != nil {
+		return doErr
+	}
+	return err
+}
+
+// linger is how long the kernel stays muted after the last leave. Its own leaves are late and repeated, and would
+// say again what has been said.
+const linger = time.Second
+
+// Stop leaves every address, those of the kernel's applications included: for an interface that is about to go. It
+// returns when the leaves are sent. The agent ends when the interface has gone, but within a second.
+func (a *Agent) Stop(ctx context.Context) error {
+	return a.do(ctx, func() {
+		a.voice.leaveAll()
+		for a.drain() {
+		}
+		a.leaving = time.After(linger)
+	})
+}
+
+// Close ends the agent without a word: what is wanted stays wanted, and the kernel answers the next query for
+// what it holds.
+func (a *Agent) Close() {
+	_ = a.do(context.Background(), func() { a.quit = true }) // an agent that has ended is closed
+}
+
+// Done is closed when the agent has ended and let go of everything.
+func (a *Agent) Done() <-chan struct{} { return a.done }
+
+// Err tells why the agent ended: [ErrStopped] after Stop and Close, an error that wraps [link.ErrGone] when the
+// interface went away. It is to be called after Done.
+func (a *Agent) Err() error { return a.err }

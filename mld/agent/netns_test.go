@@ -1,0 +1,493 @@
+package agent_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"runtime"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/seed-aaab8e3a/cni-mld/mld"
+	"github.com/seed-aaab8e3a/cni-mld/mld/agent"
+	"github.com/seed-aaab8e3a/cni-mld/mld/kernel"
+	"github.com/seed-aaab8e3a/cni-mld/mld/link"
+	"github.com/seed-aaab8e3a/cni-mld/mld/listener"
+	"github.com/seed-aaab8e3a/cni-mld/netnslab"
+)
+
+// patience is what nothing in these tests takes on any machine.
+const patience = 20 * time.Second
+
+const subscriber listener.SubscriberID = 1
+
+var (
+	group  = netip.MustParseAddr("ff05::4321")
+	other  = netip.MustParseAddr("ff05::8765")
+	last   = netip.MustParseAddr("ff05::ffff") // a sentinel
+	router = netip.MustParseAddr("fe80::99")
+)
+
+// pod makes a namespace with an interface, and a peer that sees what comes from it.
+func pod(t testing.TB, options ...netnslab.LinkOption) (pod, peer *netnslab.Endpoint) {
+	lab := netnslab.New(t)
+	peer, pod = lab.Veth(lab.Node("peer"), "eth0", lab.Node("pod"), "eth0", options...)
+	return pod, peer
+}
+
+func config(e *netnslab.Endpoint) agent.Config {
+	return agent.Config{Netns: e.Node().Netns(), Index: e.Index()}
+}
+
+// start starts an agent that is closed with the test.
+func start(t testing.TB, cfg agent.Config) *agent.Agent {
+	t.Helper()
+	a, err := agent.Start(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { a.Close(); ended(t, a) })
+	return a
+}
+
+// ended waits for the end of an agent and returns its error.
+func ended(t testing.TB, a *agent.Agent) error {
+	t.Helper()
+	select {
+	case <-a.Done():
+	case <-time.After(patience):
+		t.Fatal("the agent does not end")
+	}
+	return a.Err()
+}
+
+func soon(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func state(t testing.TB, a *agent.Agent) agent.State {
+	t.Helper()
+	s, err := a.State(soon(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func declare(t testing.TB, a *agent.Agent, addr netip.Addr) {
+	t.Helper()
+	if err := a.Listen(soon(t), subscriber, addr, listener.AnySource); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// ask sends a Query for an address, or a General Query for the zero Addr.
+func ask(peer *netnslab.Endpoint, addr netip.Addr, maxResponseDelay time.Duration) {
+	dst := addr
+	if !addr.IsValid() {
+		dst = mld.AllNodes
+	}
+	peer.SendPacket(mld.AppendQuery(nil, router, dst, mld.Query{
+		Version: mld.Version1, MulticastAddress: addr, MaxResponseCode: uint16(maxResponseDelay.Milliseconds()),
+	}))
+}
+
+// about reads an MLDv1 message: its type, and the address that it is about.
+func about(f netnslab.Frame) (kind mld.Type, addr netip.Addr) {
+	packet := f.IPv6()
+	if kind = mld.Type(f.ICMPv6()); packet == nil || len(packet) < 72 {
+		return kind, netip.Addr{}
+	}
+	return kind, netip.AddrFrom16([16]byte(packet[56:]))
+}
+
+// message matches a message about an address: a Query of the peer's, or what comes from the pod.
+func message(kind mld.Type, addr netip.Addr) func(netnslab.Frame) bool {
+	return func(f netnslab.Frame) bool {
+		k, a := about(f)
+		return k == kind && a == addr && f.Outgoing == (kind == mld.TypeQuery)
+	}
+}
+
+// said returns what the pod has said so far, without what the peer's own kernel says.
+func said(c *netnslab.Capture) []netnslab.Frame {
+	return slices.DeleteFunc(c.Frames(), func(f netnslab.Frame) bool { return f.Outgoing })
+}
+
+func count(frames []netnslab.Frame, match func(netnslab.Frame) bool) (n int) {
+	for _, f := range frames {
+		if match(f) {
+			n++
+		}
+	}
+	return n
+}
+
+func openFiles(t testing.TB) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
+}
+
+// TestStart: the kernel is mute, its memberships are reported, those that stood and those that come, once each.
+func TestStart(t *testing.T) {
+	pod, peer := pod(t)
+	pod.LinkLocal()
+	pod.Join(group)
+	a := start(t, config(pod))
+	c := peer.Capture(netnslab.MLD)
+	s := state(t, a)
+	if s.KernelReports != agent.Mute || s.Link.Name != "eth0" || s.Link.Source != pod.LinkLocal() {
+		t.Fatalf("%+v", s)
+	}
+	if err := a.WaitReported(soon(t), group); err != nil {
+		t.Fatal(err)
+	}
+	application := pod.Join(other)
+	c.Wait(patience, "Report of a new join", message(mld.TypeReport, other))
+	netnslab.WaitFor(t, "muted report of the kernel", patience, func() (bool, string) {
+		s := state(t, a)
+		return s.Muted > 0, fmt.Sprintf("%+v", s)
+	}, pod.Node())
+
+	before := len(said(c))
+	const mrd = 500 * time.Millisecond
+	ask(peer, netip.Addr{}, mrd)
+	query := c.Wait(patience, "Query", message(mld.TypeQuery, netip.IPv6Unspecified()))
+	for _, addr := range []netip.Addr{group, other} {
+		netnslab.WaitFor(t, fmt.Sprintf("answer for %v", addr), patience, func() (bool, string) {
+			return count(said(c)[before:], message(mld.TypeReport, addr)) > 0, ""
+		})
+	}
+	netnslab.WaitFor(t, "end of all that is to be said", patience, func() (bool, string) {
+		for _, addr := range state(t, a).Addresses {
+			if addr.State != listener.IdleListener {
+				return false, fmt.Sprintf("%+v", addr)
+			}
+		}
+		return true, ""
+	})
+	if err := application.Close(); err != nil {
+		t.Fatal(err)
+	}
+	c.Wait(patience, "Done of a group that its application left", message(mld.TypeDone, other))
+	declare(t, a, last)
+	c.Wait(patience, "sentinel", message(mld.TypeReport, last))
+	frames := said(c)
+	for _, addr := range []netip.Addr{group, other} {
+		if n := count(frames[before:], message(mld.TypeReport, addr)); n != 1 {
+			t.Errorf("%d answers for %v, want 1", n, addr)
+		}
+	}
+	for _, f := range frames {
+		kind, addr := about(f)
+		if kind == mld.TypeReportV2 {
+			t.Errorf("the kernel was heard: %v", f)
+		}
+		if late := f.Time.Sub(query.Time) - mrd; kind == mld.TypeReport && addr == group && late > 50*time.Millisecond { // V1-26
+			t.Errorf("%v later than it may be: %v", late, f)
+		}
+	}
+}
+
+// TestV1_30_V1_38_RealDAD: the solicited-node address is reported from "::" before duplicate address detection ends,
+// and again afterwards.
+func TestV1_30_V1_38_RealDAD(t *testing.T) {
+	pod, peer := pod(t, netnslab.DAD, netnslab.Down)
+	a := start(t, config(pod))
+	c := peer.Capture(netnslab.MLD)
+	declare(t, a, group)
+	peer.SetUp()
+	pod.SetUp()
+	own := pod.LinkLocal().As16()
+	solicited := netip.AddrFrom16([16]byte{0: 0xff, 1: 0x02, 11: 1, 12: 0xff, 13: own[13], 14: own[14], 15: own[15]})
+	if err := a.WaitReported(soon(t), group, solicited); err != nil {
+		t.Fatal(err)
+	}
+	for _, addr := range []netip.Addr{group, solicited} {
+		netnslab.WaitFor(t, fmt.Sprintf("Report of %v from :: first, and then from %v", addr, pod.LinkLocal()), patience,
+			func() (bool, string) {
+				var sources []netip.Addr
+				for _, f := range said(c) {
+					if message(mld.TypeReport, addr)(f) {
+						sources = append(sources, f.Src())
+					}
+				}
+				n := len(sources)
+				return n >= 2 && sources[0].IsUnspecified() && sources[n-1] == pod.LinkLocal(), fmt.Sprint(sources)
+			})
+	}
+}
+
+// TestStop: a Done for every address, applications' and the kernel's own included; the kernel stays mute, and the end
+// comes within a second.
+func TestStop(t *testing.T) {
+	pod, peer := pod(t)
+	pod.LinkLocal()
+	pod.Join(other)
+	a := start(t, config(pod))
+	declare(t, a, group)
+	if err := a.WaitReported(soon(t), group, other); err != nil {
+		t.Fatal(err)
+	}
+	var addrs []netip.Addr
+	for _, addr := range state(t, a).Addresses {
+		if addr.Reportable {
+			addrs = append(addrs, addr.Addr)
+		}
+	}
+	if len(addrs) < 3 {
+		t.Fatalf("%v: the kernel's own are missing", addrs)
+	}
+	c := peer.Capture(netnslab.MLD)
+	stopped := time.Now()
+	if err := a.Stop(soon(t)); err != nil {
+		t.Fatal(err)
+	}
+	if err := ended(t, a); !errors.Is(err, agent.ErrStopped) || time.Since(stopped) > 2*time.Second {
+		t.Errorf("ended after %v: %v", time.Since(stopped), err)
+	}
+	// With that the kernel may speak, and answers; so nothing was said before but these.
+	ask(peer, netip.Addr{}, 10*time.Millisecond)
+	c.Wait(patience, "answer of the kernel", message(mld.TypeReport, other))
+	frames := c.Frames()
+	frames = frames[:slices.IndexFunc(frames, message(mld.TypeQuery, netip.IPv6Unspecified()))]
+	for _, addr := range addrs {
+		if n := count(frames, message(mld.TypeDone, addr)); n != 1 {
+			t.Errorf("%d Dones for %v, want 1", n, addr)
+		}
+	}
+	for _, f := range frames {
+		if f.ICMPv6() != uint8(mld.TypeDone) && !f.Outgoing {
+			t.Errorf("between Stop and the Query: %v", f)
+		}
+	}
+}
+
+// TestStopThenDelete is what a container's end looks like: the agent is gone with the interface.
+func TestStopThenDelete(t *testing.T) {
+	pod, peer := pod(t)
+	before := openFiles(t)
+	a := start(t, config(pod))
+	stopped := time.Now()
+	if err := a.Stop(soon(t)); err != nil {
+		t.Fatal(err)
+	}
+	peer.Delete()
+	if err := ended(t, a); !errors.Is(err, agent.ErrStopped) || time.Since(stopped) >= time.Second {
+		t.Errorf("ended after %v: %v", time.Since(stopped), err)
+	}
+	if after := openFiles(t); after != before {
+		t.Errorf("%d descriptors before and %d after", before, after)
+	}
+}
+
+// TestClose: nobody is told anything, and the kernel answers the next Query.
+func TestClose(t *testing.T) {
+	pod, peer := pod(t)
+	pod.LinkLocal()
+	pod.Join(other)
+	a := start(t, config(pod))
+	declare(t, a, group)
+	if err := a.WaitReported(soon(t), group, other); err != nil {
+		t.Fatal(err)
+	}
+	c := peer.Capture(netnslab.MLD)
+	a.Close()
+	if err := ended(t, a); !errors.Is(err, agent.ErrStopped) {
+		t.Error(err)
+	}
+	ask(peer, netip.Addr{}, 10*time.Millisecond)
+	c.Wait(patience, "answer of the kernel", message(mld.TypeReport, other))
+	for _, f := range said(c) {
+		if kind, addr := about(f); kind == mld.TypeDone || addr == group {
+			t.Errorf("after Close: %v", f)
+		}
+	}
+}
+
+// TestKeep: whatever both want has one voice, the kernel's.
+func TestKeep(t *testing.T) {
+	pod, peer := pod(t)
+	pod.LinkLocal()
+	cfg := config(pod)
+	cfg.KernelReports = agent.Keep
+	a := start(t, cfg)
+	c := peer.Capture(netnslab.MLD)
+	declare(t, a, group)
+	c.Wait(patience, "Report of the declared group", message(mld.TypeReport, group))
+	ask(peer, netip.Addr{}, 10*time.Millisecond) // from now on the kernel speaks MLDv1
+	c.Wait(patience, "answer", message(mld.TypeReport, group))
+
+	application := pod.Join(group)
+	netnslab.WaitFor(t, "end of our part", patience, func() (bool, string) {
+		s := state(t, a)
+		return len(s.Addresses) == 0, fmt.Sprintf("%+v", s)
+	}, pod.Node())
+	before := len(said(c))
+	ask(peer, group, 10*time.Millisecond)
+	declare(t, a, last)
+	c.Wait(patience, "sentinel", message(mld.TypeReport, last))
+	netnslab.WaitFor(t, "answer of the kernel", patience, func() (bool, string) {
+		return count(said(c)[before:], message(mld.TypeReport, group)) > 0, ""
+	})
+	if n := count(c.Frames(), message(mld.TypeDone, group)); n != 0 {
+		t.Errorf("%d Dones of a group that passed to the kernel", n)
+	}
+	if err := application.Close(); err != nil {
+		t.Fatal(err)
+	}
+	netnslab.WaitFor(t, "our part again", patience, func() (bool, string) {
+		s := state(t, a)
+		return len(s.Addresses) == 2, fmt.Sprintf("%+v", s)
+	}, pod.Node())
+	if s := state(t, a); s.KernelReports != agent.Keep || s.Muted != 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestSecondAgent: one voice on an interface; the next one may come when the first has gone.
+func TestSecondAgent(t *testing.T) {
+	pod, peer := pod(t)
+	pod.LinkLocal()
+	first := start(t, config(pod))
+	before := openFiles(t)
+	for _, mode := range []agent.KernelReports{agent.Auto, agent.Mute} {
+		cfg := config(pod)
+		cfg.KernelReports = mode
+		if a, err := agent.Start(cfg); !errors.Is(err, kernel.ErrMuted) || a != nil {
+			t.Fatalf("%v: %v, want kernel.ErrMuted", mode, err)
+		}
+	}
+	if after := openFiles(t); after != before {
+		t.Errorf("%d descriptors before and %d after", before, after)
+	}
+	c := peer.Capture(netnslab.MLD)
+	declare(t, first, group)
+	c.Wait(patience, "Report of the first", message(mld.TypeReport, group))
+	first.Close()
+	ended(t, first)
+	second := start(t, config(pod))
+	declare(t, second, other)
+	c.Wait(patience, "Report of the second", message(mld.TypeReport, other))
+}
+
+// TestStartRefused: what is no interface for MLD is refused by name, and leaves no descriptor open.
+func TestStartRefused(t *testing.T) {
+	pod, _ := pod(t)
+	if out, err := pod.Node().Command(t.Context(), "ip", "tuntap", "add", "dev", "tun0", "mode", "tun").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	tun := pod.Node().Interface("tun0").Index()
+	lo := pod.Node().Interface("lo").Index()
+	before := openFiles(t)
+	for _, tc := range []struct {
+		what  string
+		index int
+		cfg   listener.Config
+		want  error
+	}{
+		{"tun", tun, listener.Config{}, agent.ErrEthernet},
+		{"loopback", lo, listener.Config{}, agent.ErrEthernet},
+		{"no such interface", 4711, listener.Config{}, link.ErrGone},
+		{"index 0", 0, listener.Config{}, link.ErrGone},
+		{"robustness 8", pod.Index(), listener.Config{Robustness: 8}, nil},
+	} {
+		cfg := config(pod)
+		cfg.Index, cfg.Listener = tc.index, tc.cfg
+		a, err := agent.Start(cfg)
+		if err == nil {
+			a.Close()
+			ended(t, a)
+			t.Errorf("%s: started", tc.what)
+		}
+		if tc.want != nil && !errors.Is(err, tc.want) {
+			t.Errorf("%s: %v, want %v", tc.what, err, tc.want)
+		}
+	}
+	if after := openFiles(t); after != before {
+		t.Errorf("%d descriptors before and %d after", before, after)
+	}
+	// Nothing is left of the last one's mute either.
+	start(t, config(pod))
+}
+
+// TestInterfaceDeleted: the agent ends by itself, says why, and lets go of everything.
+func TestInterfaceDeleted(t *testing.T) {
+	pod, peer := pod(t)
+	pod.LinkLocal()
+	before := openFiles(t)
+	a := start(t, config(pod))
+	declare(t, a, group)
+	if during := openFiles(t); during <= before {
+		t.Errorf("%d descriptors before and %d with an agent: the count proves nothing", before, during)
+	}
+	waited := make(chan error, 1)
+	go func() { waited <- a.WaitReported(context.Background(), other) }()
+	peer.Delete()
+	if err := ended(t, a); !errors.Is(err, link.ErrGone) {
+		t.Errorf("%v, want link.ErrGone", err)
+	}
+	if err := <-waited; !errors.Is(err, link.ErrGone) {
+		t.Errorf("who waited: %v", err)
+	}
+	if after := openFiles(t); after != before {
+		t.Errorf("%d descriptors before and %d after", before, after)
+	}
+	if err := a.Stop(soon(t)); !errors.Is(err, link.ErrGone) {
+		t.Errorf("Stop afterwards: %v", err)
+	}
+}
+
+// idle starts n agents, each in a namespace of its own, and tells what they cost when nothing happens.
+func idle(t testing.TB, n int) (bytes, goroutines, descriptors float64) {
+	lab := netnslab.New(t)
+	var endpoints []*netnslab.Endpoint
+	for i := range n {
+		pod, _ := lab.Veth(lab.Node(fmt.Sprintf("pod%d", i)), "eth0", lab.Host(), fmt.Sprintf("v%d", i))
+		pod.LinkLocal()
+		endpoints = append(endpoints, pod)
+	}
+	used := func() (heap, stack uint64) {
+		runtime.GC()
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc, m.StackInuse
+	}
+	files, routines := openFiles(t), runtime.NumGoroutine()
+	heap, stack := used()
+	for _, e := range endpoints {
+		a := start(t, config(e))
+		if err := a.WaitReported(soon(t)); err != nil { // the owner has done what was to be done at once
+			t.Fatal(err)
+		}
+	}
+	heapAfter, stackAfter := used()
+	per := func(after, before int) float64 { return float64(after-before) / float64(n) }
+	return per(int(heapAfter+stackAfter), int(heap+stack)), per(runtime.NumGoroutine(), routines), per(openFiles(t), files)
+}
+
+// TestIdleAgents: no goroutine beside the owner and one for each source, and a handful of descriptors.
+func TestIdleAgents(t *testing.T) {
+	if bytes, goroutines, descriptors := idle(t, 20); goroutines != 4 || descriptors > 5 || bytes > 64<<10 {
+		t.Errorf("an agent costs %.0f octets, %v goroutines, %v descriptors", bytes, goroutines, descriptors)
+	}
+}
+
+func BenchmarkIdleAgents(b *testing.B) {
+	for b.Loop() {
+		bytes, goroutines, descriptors := idle(b, 200)
+		b.ReportMetric(bytes, "B/agent")
+		b.ReportMetric(goroutines, "goroutines/agent")
+		b.ReportMetric(descriptors, "descriptors/agent")
+	}
+}

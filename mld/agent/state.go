@@ -1,0 +1,122 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/seed-aaab8e3a/cni-mld/mld"
+	"github.com/seed-aaab8e3a/cni-mld/mld/link"
+	"github.com/seed-aaab8e3a/cni-mld/mld/listener"
+)
+
+// State is what an agent knows at one moment.
+type State struct {
+	Link          link.State
+	KernelReports KernelReports      // Mute or Keep: what was found possible
+	Muted         uint64             // reports of the kernel that were dropped
+	Addresses     []listener.Address // sorted
+	Counters      listener.Counters
+	Rejected      [mld.NumReasons]uint64 // packets heard and not accepted, by mld.Reason
+	SendErrors    uint64                 // packets that the interface did not take
+}
+
+// State returns the state. It fails only if the agent or ctx has ended.
+func (a *Agent) State(ctx context.Context) (State, error) {
+	var s State
+	err := a.do(ctx, func() {
+		s = State{
+			Link:          a.link,
+			KernelReports: Keep,
+			Addresses: slices.SortedFunc(a.listener.Snapshot(), func(x, y listener.Address) int {
+				return x.Addr.Compare(y.Addr)
+			}),
+			Counters:   a.listener.Counters(),
+			Rejected:   a.rejected,
+			SendErrors: a.sendErrs,
+		}
+		if a.mute != nil {
+			s.KernelReports = Mute
+		}
+	})
+	if err != nil || a.mute == nil {
+		return s, err
+	}
+	s.Muted, err = a.mute.Dropped()
+	return s, err
+}
+
+// waiter waits until addresses are reported.
+type waiter struct {
+	addrs    []netip.Addr
+	reported chan struct{}
+	ctx      context.Context
+}
+
+// WaitReported waits until every one of the addresses has been reported from a valid link-local address, by the
+// listener or, where its reports are kept, by the kernel. If ctx ends first, the error wraps its error and says
+// which addresses are missing and why.
+func (a *Agent) WaitReported(ctx context.Context, addrs ...netip.Addr) error {
+	w := waiter{addrs: addrs, reported: make(chan struct{}), ctx: ctx}
+	if err := a.do(ctx, func() { a.waiters = append(a.waiters, w) }); err != nil {
+		return err
+	}
+	select {
+	case <-w.reported:
+		return nil
+	case <-a.done:
+		return a.err
+	case <-ctx.Done():
+		return a.explain(ctx.Err(), addrs)
+	}
+}
+
+// explain says why addresses are not reported.
+func (a *Agent) explain(cause error, addrs []netip.Addr) error {
+	var err error
+	if doErr := a.do(context.Background(), func() {
+		missing := a.unreported(addrs)
+		if len(missing) == 0 {
+			return // in the meantime
+		}
+		why := "the listener does not hold it"
+		switch {
+		case !a.link.IPv6:
+			why = fmt.Sprintf("IPv6 is off, see sysctl net.ipv6.conf.%s.disable_ipv6", a.link.Name)
+		case !a.link.Up:
+			why = "the link is down"
+		case !a.link.Source.IsValid():
+			why = "there is no valid link-local address yet, see ip -6 addr show dev " + a.link.Name
+		case slices.ContainsFunc(missing, a.voice.refuses):
+			why = fmt.Sprintf("the interface refused %d packets, the last one because of: %v", a.sendErrs, a.lastSendErr)
+		case slices.ContainsFunc(missing, a.voice.holds):
+			why = "a Report of it is still to come" // K76
+		}
+		err = fmt.Errorf("interface %s: %v not reported: %s: %w", a.link.Name, missing, why, cause)
+	}); doErr != nil {
+		return doErr
+	}
+	return err
+}
+
+// wake tells the waiters whose addresses have all been reported, and forgets those that have given up.
+func (a *Agent) wake() {
+	a.waiters = slices.DeleteFunc(a.waiters, func(w waiter) bool {
+		if w.ctx.Err() != nil {
+			return true
+		}
+		if len(a.unreported(w.addrs)) > 0 {
+			return false
+		}
+		close(w.reported)
+		return true
+	})
+}
+
+func (a *Agent) unreported(addrs []netip.Addr) []netip.Addr {
+	if !a.link.Up || !a.link.IPv6 || !a.link.Source.IsValid() {
+		return addrs
+	}
+	return slices.DeleteFunc(slices.Clone(addrs), a.voice.reported)
+}

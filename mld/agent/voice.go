@@ -1,0 +1,134 @@
+package agent
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/seed-aaab8e3a/cni-mld/mld/kernel"
+	"github.com/seed-aaab8e3a/cni-mld/mld/listener"
+)
+
+// voice settles who speaks for an address, the kernel or the listener, so that exactly one does.
+//
+// With the kernel muted, the listener speaks for everything, and the kernel is one subscriber among others. With
+// the kernel's reports kept, the listener is silent about every address that the kernel holds.
+type voice struct {
+	listener *listener.Listener
+	keep     bool
+
+	refused map[netip.Addr]struct{} // addresses whose last packet was a Report that the interface did not take
+
+	// With keep only: what the kernel holds, and who wants which address besides.
+	held   map[netip.Addr]struct{}
+	wanted map[netip.Addr][]subscription
+}
+
+type subscription struct {
+	id     listener.SubscriberID
+	filter listener.Filter
+}
+
+func (v *voice) listen(now time.Time, id listener.SubscriberID, addr netip.Addr, f listener.Filter) error {
+	if !v.keep {
+		return v.listener.Listen(now, id, addr, f)
+	}
+	if _, held := v.held[addr]; !held {
+		if err := v.listener.Listen(now, id, addr, f); err != nil {
+			return err
+		}
+	}
+	others := slices.DeleteFunc(v.wanted[addr], func(s subscription) bool { return s.id == id })
+	if leave := f.Mode == listener.Include && len(f.Sources) == 0; !leave {
+		others = append(others, subscription{id, f})
+	}
+	if v.wanted == nil {
+		v.wanted = make(map[netip.Addr][]subscription)
+	}
+	if len(others) == 0 {
+		delete(v.wanted, addr)
+	} else {
+		v.wanted[addr] = others
+	}
+	return nil
+}
+
+// kernelChanged takes over changes of the kernel's memberships. The kernel holds multicast addresses only, so that
+// the listener accepts them all.
+func (v *voice) kernelChanged(now time.Time, changes []kernel.Change) {
+	for _, c := range changes {
+		switch {
+		case v.keep:
+			v.kernelTookOver(now, c)
+		case c.Joined:
+			v.mustListen(now, KernelID, c.Addr, listener.AnySource)
+		default:
+			v.mustListen(now, KernelID, c.Addr, listener.Filter{})
+		}
+	}
+}
+
+// kernelTookOver passes an address from the listener to the kernel, whose own Report says so, or back, when the
+// kernel's leave has just told everybody that nobody is left.
+func (v *voice) kernelTookOver(now time.Time, c kernel.Change) {
+	if c.Joined {
+		if v.held == nil {
+			v.held = make(map[netip.Addr]struct{})
+		}
+		v.held[c.Addr] = struct{}{}
+		for _, s := range v.wanted[c.Addr] {
+			v.listener.Forget(s.id, c.Addr)
+		}
+		return
+	}
+	delete(v.held, c.Addr)
+	for _, s := range v.wanted[c.Addr] {
+		v.mustListen(now, s.id, c.Addr, s.filter)
+	}
+}
+
+func (v *voice) mustListen(now time.Time, id listener.SubscriberID, addr netip.Addr, f listener.Filter) {
+	if err := v.listener.Listen(now, id, addr, f); err != nil {
+		panic(err)
+	}
+}
+
+// sent notes whether the interface has taken a packet.
+func (v *voice) sent(p listener.Packet, err error) {
+	if err == nil || p.Cause == listener.CauseLeft {
+		delete(v.refused, p.Addr)
+		return
+	}
+	if v.refused == nil {
+		v.refused = make(map[netip.Addr]struct{})
+	}
+	v.refused[p.Addr] = struct{}{}
+}
+
+// holds tells whether the listener speaks for addr.
+func (v *voice) holds(addr netip.Addr) bool {
+	_, ok := v.listener.Address(addr)
+	return ok
+}
+
+// refuses tells whether the interface did not take the last Report of addr.
+func (v *voice) refuses(addr netip.Addr) bool {
+	_, refused := v.refused[addr]
+	return refused
+}
+
+// reported tells whether the listener has reported addr, or the kernel speaks for it.
+func (v *voice) reported(addr netip.Addr) bool {
+	if _, held := v.held[addr]; held {
+		return true
+	}
+	a, ok := v.listener.Address(addr)
+	return ok && a.Reported && !v.refuses(addr)
+}
+
+// leaveAll leaves every address on everybody's behalf.
+func (v *voice) leaveAll() {
+	for _, a := range slices.Collect(v.listener.Snapshot()) {
+		v.listener.Leave(a.Addr)
+	}
+}
