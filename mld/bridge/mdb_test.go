@@ -1,0 +1,297 @@
+package bridge_test
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	gocmp "github.com/google/go-cmp/cmp"
+	"golang.org/x/net/ipv6"
+
+	"github.com/seed-aaab8e3a/cni-mld/mld/bridge"
+	"github.com/seed-aaab8e3a/cni-mld/netnslab"
+)
+
+var group = netip.MustParseAddr("ff05::4321")
+
+// The oracle is iproute2.
+func TestDumpAgreesWithIproute2(t *testing.T) {
+	t.Parallel()
+	for _, version := range []int{1, 2} {
+		t.Run(fmt.Sprintf("MLDv%d", version), func(t *testing.T) {
+			t.Parallel()
+			options := fast
+			options.Querier = version
+			br, alice, bob := pair(t, options)
+			host := br.Node()
+			alice.Join(group)
+			bob.Join(group)
+			sources(t, alice, "ff35::1", (*ipv6.PacketConn).JoinSourceSpecificGroup, "fd00::1", "fd00::2")
+			bob.Join(netip.MustParseAddr("ff05::ee"))
+			sources(t, alice, "ff05::ee", func(c *ipv6.PacketConn, ifi *net.Interface, group, source net.Addr) error {
+				return errors.Join(c.JoinGroup(ifi, group), c.ExcludeSourceSpecificGroup(ifi, group, source))
+			}, "fd00::66")
+			add := host.Command(t.Context(), "bridge", "mdb", "add", "dev", "br0", "port", "bob", "grp", "ff05::9", "permanent")
+			if out, err := add.CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			port := alice.Port()
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			err := port.Wait(ctx, group, netip.MustParseAddr("ff35::1"), netip.MustParseAddr("ff05::ee"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			// Entries come and change meanwhile, until everything has been reported: no two looks are at the same
+			// moment.
+			netnslab.WaitFor(t, "agreement of both", 10*time.Second, func() (bool, string) {
+				got, err := bridge.Dump(host.Netns(), br.Index())
+				if err != nil {
+					return false, err.Error()
+				}
+				want := iproute2(t, br)
+				for i := range got {
+					got[i].Timer = 0 // below
+				}
+				diff := gocmp.Diff(sorted(want), sorted(got), gocmp.Comparer(func(a, b netip.Addr) bool { return a == b }))
+				blocked := slices.ContainsFunc(got, func(e bridge.Entry) bool { return e.Blocked })
+				return diff == "" && len(got) >= 7 && blocked == (version == 2), "-iproute2 +ours:\n" + diff
+			}, host)
+
+			members, err := port.Members()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, e := range members {
+				if e.Port != alice.Peer().Index() {
+					t.Errorf("%v is not on port %d", e, alice.Peer().Index())
+				}
+				if e.Timer < 0 || e.Timer > 260*time.Second {
+					t.Errorf("%v ages in %v", e, e.Timer)
+				}
+				if e.Group == group && e.Timer < 250*time.Second {
+					t.Errorf("%v: ages in %v, want about 260 s (B13)", e, e.Timer)
+				}
+			}
+		})
+	}
+}
+
+// sources opens an application's socket and makes it a member of a group once for each source.
+func sources(t *testing.T, e *netnslab.Endpoint, group string,
+	join func(c *ipv6.PacketConn, ifi *net.Interface, group, source net.Addr) error, from ...string) {
+	t.Helper()
+	err := e.Node().Do(func() error {
+		conn, err := net.ListenPacket("udp6", "[::]:0")
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		for _, s := range from {
+			err := join(ipv6.NewPacketConn(conn), &net.Interface{Index: e.Index()},
+				&net.UDPAddr{IP: net.ParseIP(group)}, &net.UDPAddr{IP: net.ParseIP(s)})
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// iproute2 reads the database of a bridge by `bridge mdb`.
+func iproute2(t *testing.T, br *netnslab.Bridge) []bridge.Entry {
+	t.Helper()
+	out, err := br.Node().Command(t.Context(), "bridge", "-j", "-d", "-s", "mdb", "show", "dev", br.Name()).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var answer []struct {
+		MDB []struct {
+			Port       string
+			Grp, Src   netip.Addr
+			State      string
+			Flags      []string
+			FilterMode string `json:"filter_mode"`
+		}
+	}
+	if err := json.Unmarshal(out, &answer); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	ports := map[string]int{}
+	links, err := br.Node().Command(t.Context(), "ip", "-j", "link").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []struct {
+		Ifindex int
+		Ifname  string
+	}
+	if err := json.Unmarshal(links, &all); err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range all {
+		ports[l.Ifname] = l.Ifindex
+	}
+	var entries []bridge.Entry
+	for _, a := range answer {
+		for _, e := range a.MDB {
+			if !e.Grp.Is6() {
+				continue
+			}
+			entries = append(entries, bridge.Entry{
+				Bridge: br.Index(), Port: ports[e.Port], Group: e.Grp, Source: e.Src,
+				Include: e.FilterMode == "include", Blocked: slices.Contains(e.Flags, "blocked"),
+				Permanent: e.State == "permanent",
+			})
+		}
+	}
+	return entries
+}
+
+func sorted(entries []bridge.Entry) []bridge.Entry {
+	return slices.SortedFunc(slices.Values(entries), func(a, b bridge.Entry) int {
+		return cmp.Or(cmp.Compare(a.Port, b.Port), a.Group.Compare(b.Group), a.Source.Compare(b.Source))
+	})
+}
+
+func withTimeout(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func TestWait(t *testing.T) {
+	t.Parallel()
+	options := fast
+	options.Querier = 2
+	_, alice, bob := pair(t, options)
+	port, second := alice.Port(), netip.MustParseAddr("ff05::4322")
+
+	// Another port's entry is not ours; the error tells what is missing and why the waiting ended.
+	bob.Join(group)
+	if err := bob.Port().Wait(withTimeout(t), group); err != nil {
+		t.Fatal(err)
+	}
+	enough := errors.New("enough")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(enough)
+	err := port.Wait(ctx, group, second)
+	if !errors.Is(err, enough) {
+		t.Errorf("got %v, want %v", err, enough)
+	}
+	for _, missing := range []netip.Addr{group, second} {
+		if !strings.Contains(err.Error(), missing.String()) {
+			t.Errorf("the error does not name %v: %v", missing, err)
+		}
+	}
+
+	// The entries come while it waits, one after the other.
+	waited := make(chan error, 1)
+	go func() { waited <- port.Wait(withTimeout(t), group, second) }()
+	alice.Join(group)
+	if err := port.Wait(withTimeout(t), group); err != nil {
+		t.Error(err)
+	}
+	select {
+	case err := <-waited:
+		t.Errorf("waiting for two groups ended with one: %v", err)
+	default:
+	}
+	alice.Join(second)
+	if err := <-waited; err != nil {
+		t.Error(err)
+	}
+	// They stand, and a zone is of no importance.
+	if err := port.Wait(withTimeout(t), group, second.WithZone("eth0")); err != nil {
+		t.Error(err)
+	}
+	if err := port.Wait(withTimeout(t)); err != nil {
+		t.Errorf("for nothing: %v", err)
+	}
+}
+
+func TestWaitEndsWithThePort(t *testing.T) {
+	t.Parallel()
+	br, alice, bob := pair(t, netnslab.BridgeOptions{})
+	aPort, bPort := alice.Port(), bob.Port()
+	waited := make(chan error, 2)
+	go func() { waited <- aPort.Wait(withTimeout(t), group) }()
+	go func() { waited <- bPort.Wait(withTimeout(t), group) }()
+	// While it waits: an answer to the first dump and an event have to go by before.
+	alice.Join(netip.MustParseAddr("ff05::1"))
+	if err := aPort.Wait(withTimeout(t), netip.MustParseAddr("ff05::1")); err != nil {
+		t.Error(err)
+	}
+	alice.Delete()
+	if err := br.Node().Command(t.Context(), "ip", "link", "set", "bob", "nomaster").Run(); err != nil {
+		t.Error(err)
+	}
+	for range 2 {
+		if err := <-waited; !errors.Is(err, bridge.ErrNotPort) {
+			t.Errorf("while waiting: got %v, want ErrNotPort", err)
+		}
+	}
+	for _, port := range []*bridge.Port{aPort, bPort} {
+		if err := port.Wait(withTimeout(t), group); !errors.Is(err, bridge.ErrNotPort) {
+			t.Errorf("afterwards: got %v, want ErrNotPort", err)
+		}
+	}
+}
+
+// Source-specific listeners have entries too, and an exclusion is not one.
+func TestB18_WaitForSources(t *testing.T) {
+	t.Parallel()
+	options := fast
+	options.Querier = 2
+	_, alice, _ := pair(t, options)
+	sources(t, alice, "ff35::1", (*ipv6.PacketConn).JoinSourceSpecificGroup, "fd00::1")
+	if err := alice.Port().Wait(withTimeout(t), netip.MustParseAddr("ff35::1")); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestWaitersNeedNoThreads(t *testing.T) {
+	_, alice, _ := pair(t, netnslab.BridgeOptions{})
+	port := alice.Port()
+	const waiters = 200
+	before := threads(t)
+	var done sync.WaitGroup
+	for range waiters {
+		done.Go(func() {
+			if err := port.Wait(withTimeout(t), group); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	netnslab.WaitFor(t, "sockets of all waiters", 10*time.Second, func() (bool, string) {
+		descriptors, err := os.ReadDir("/proc/self/fd")
+		return len(descriptors) > waiters, fmt.Sprint(len(descriptors), err)
+	})
+	if n := threads(t) - before; n > waiters/10 {
+		t.Errorf("%d waiters have %d threads", waiters, n)
+	}
+	alice.Join(group)
+	done.Wait()
+}
+
+func threads(t *testing.T) int {
+	t.Helper()
+	tasks, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(tasks)
+}

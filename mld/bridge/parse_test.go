@@ -1,0 +1,113 @@
+package bridge
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/mdlayher/netlink"
+	"github.com/mdlayher/netlink/nltest"
+	"golang.org/x/sys/unix"
+)
+
+func TestOverflowReadsTheDatabaseAgain(t *testing.T) {
+	events := nltest.Dial(func([]netlink.Message) ([]netlink.Message, error) { return nil, unix.ENOBUFS })
+	defer events.Close()
+	missing := map[netip.Addr]struct{}{netip.MustParseAddr("ff05::1"): {}}
+	if err := (&Port{}).follow(events, missing); err != nil {
+		t.Errorf("got %v, want a new look at the database", err)
+	}
+}
+
+// A dump that a change interrupted is not believed.
+func TestInterruptedDump(t *testing.T) {
+	for _, interruptions := range []int{0, 1, dumpTries - 1, dumpTries} {
+		asked := 0
+		conn := nltest.Dial(func(request []netlink.Message) ([]netlink.Message, error) {
+			if len(request) == 0 {
+				return nil, nil
+			}
+			asked++
+			flags := netlink.Multi
+			if asked <= interruptions {
+				flags |= netlink.DumpInterrupted
+			}
+			answer := netlink.Message{Header: request[0].Header, Data: message(2, 3, "ff05::1", nil)}
+			answer.Header.Flags = flags
+			done := answer
+			done.Header.Type, done.Data = netlink.Done, nil
+			return []netlink.Message{answer, done}, nil
+		})
+		entries, err := dump(conn, 2)
+		if ok := err == nil && len(entries) == 1; ok != (interruptions < dumpTries) {
+			t.Errorf("after %d interruptions: %v, %v", interruptions, entries, err)
+		}
+		if want := min(interruptions+1, dumpTries); asked != want {
+			t.Errorf("after %d interruptions: asked %d times, want %d", interruptions, asked, want)
+		}
+		_ = conn.Close()
+	}
+}
+
+// message builds a message about one entry.
+func message(bridge, port uint32, group string, attrs []byte) []byte {
+	info := binary.NativeEndian.AppendUint32(nil, port)
+	info = append(info, 0, 0, 0, 0)
+	addr := netip.MustParseAddr(group).As16()
+	info = append(append(info, addr[:]...), 0x86, 0xdd, 0, 0)
+	info = append(info, attrs...)
+	return append(binary.NativeEndian.AppendUint32([]byte{unix.AF_BRIDGE, 0, 0, 0}, bridge),
+		nest(mdbaMDB, nest(mdbaMDBEntry, nest(mdbaMDBEntryInfo, info)))...)
+}
+
+func nest(kind uint16, data []byte) []byte {
+	b := binary.NativeEndian.AppendUint16(nil, uint16(len(data)+4))
+	b = append(binary.NativeEndian.AppendUint16(b, kind), data...)
+	return append(b, make([]byte, (4-len(b)%4)%4)...)
+}
+
+func TestParseEntries(t *testing.T) {
+	source := netip.MustParseAddr("fd00::1").As16()
+	attrs := append(nest(mdbaEntryTimer, binary.NativeEndian.AppendUint32(nil, 25995)), nest(mdbaEntrySource, source[:])...)
+	got, err := parseEntries(message(2, 3, "ff35::1", attrs))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Entry{{
+		Bridge: 2, Port: 3, Group: netip.MustParseAddr("ff35::1"), Source: netip.MustParseAddr("fd00::1"),
+		Timer: 259950 * time.Millisecond,
+	}}
+	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	if want := "(fd00::1,ff35::1) port 3"; got[0].String() != want {
+		t.Errorf("got %s, want %s", got[0], want)
+	}
+}
+
+// Whatever comes, the decoders return; an entry is one of an IPv6 address.
+func FuzzParse(f *testing.F) {
+	f.Add(message(2, 3, "ff05::1", nil))
+	f.Add(message(2, 3, "ff05::1", nest(mdbaEntryGroupMode, []byte{modeInclude})))
+	f.Add(message(2, 3, "ff05::1", nest(mdbaEntrySource, []byte{1, 2, 3})))
+	f.Add(message(2, 3, "ff05::1", []byte{3, 0, 1, 0}))
+	f.Add([]byte{})
+	f.Add(append(make([]byte, unix.SizeofIfInfomsg), nest(unix.IFLA_LINKINFO, append(
+		nest(unix.IFLA_INFO_KIND, []byte("bridge\x00")),
+		nest(unix.IFLA_INFO_DATA, append(nest(iflaBRMcastSnooping, []byte{1}),
+			nest(iflaBRMcastQuerierState, nest(bridgeQuerierIPv6OtherTimer, make([]byte, 8)))...))...))...))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		entries, err := parseEntries(b)
+		for _, e := range entries {
+			if !e.Group.Is6() || e.Source.IsValid() && !e.Source.Is6() {
+				t.Errorf("%+v, %v", e, err)
+			}
+		}
+		if l, err := parseLink(b); err == nil && l.state.Querier && !l.state.Snooping {
+			t.Errorf("%+v", l)
+		}
+		_ = (&Port{}).concerns(b)
+	})
+}

@@ -1,0 +1,407 @@
+package bridge
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-aaab8e3a/cni-mld/mld/netns"
+)
+
+// ErrNotPort says that a link is not, or no longer, a port of a Linux bridge.
+var ErrNotPort = errors.New("not a port of a bridge")
+
+// Names from linux/if_link.h and linux/if_bridge.h that golang.org/x/sys does not have.
+const (
+	iflaBRPortState = 1 // IFLA_BRPORT_STATE
+
+	iflaBRMcastSnooping     = 23 // IFLA_BR_MCAST_SNOOPING
+	iflaBRMcastQuerier      = 25 // IFLA_BR_MCAST_QUERIER
+	iflaBRMcastMLDVersion   = 44 // IFLA_BR_MCAST_MLD_VERSION
+	iflaBRMcastQuerierState = 47 // IFLA_BR_MCAST_QUERIER_STATE (Linux 5.15)
+
+	bridgeQuerierIPv6Address    = 5 // BRIDGE_QUERIER_IPV6_ADDRESS
+	bridgeQuerierIPv6Port       = 6 // BRIDGE_QUERIER_IPV6_PORT
+	bridgeQuerierIPv6OtherTimer = 7 // BRIDGE_QUERIER_IPV6_OTHER_TIMER
+
+	brStateForwarding = 3 // BR_STATE_FORWARDING
+)
+
+// A Port is a port of a bridge: the host's end of a container's veth. Its methods are safe for concurrent use.
+type Port struct {
+	Bridge      string // names at the time of FindPort
+	Name        string
+	BridgeIndex int
+	Index       int
+
+	ns   *netns.Namespace
+	conn *netlink.Conn // for requests; each Wait has a socket of its own for events
+}
+
+// State is what a bridge says about itself and one of its ports at a moment.
+type State struct {
+	// Snooping says that the bridge keeps an MDB. A bridge whose MDB overflows turns it off by itself (B19).
+	Snooping bool
+	// Querier says that the bridge knows an MLD querier, its own or another, and therefore sends a group only to
+	// the ports that have an entry for it (B1). The kernel does not tell two moments: after a querier became active
+	// the bridge floods for one response interval more, for which Querier is true too early (B2); and when its own
+	// querier loses its address the bridge constrains until its next query fails, for which Querier is false too
+	// early.
+	Querier bool
+	// QuerierAddr is the querier's address; zero without a querier.
+	QuerierAddr netip.Addr
+	// QuerierPort is the ifindex of the port behind which another querier was heard; 0 if the bridge itself is the
+	// querier, or if that port has left the bridge.
+	QuerierPort int
+	// MLDVersion is the version of the bridge's snooping and of its own queries, 1 or 2. In version 1 it
+	// takes every report for any source (B17).
+	MLDVersion int
+	// Forwarding says that the port passes frames: state forwarding, which it leaves when the link goes down.
+	Forwarding bool
+}
+
+// FindPort finds the bridge that the interface with the given index is a port of. Both are in the namespace host,
+// which must stay open as long as the Port is. An error that wraps [ErrNotPort] says that there is no such port.
+func FindPort(host *netns.Namespace, ifindex int) (*Port, error) {
+	conn, err := dial(host)
+	if err != nil {
+		return nil, fmt.Errorf("bridge port %d: %w", ifindex, err)
+	}
+	p := &Port{Index: ifindex, ns: host, conn: conn}
+	if err := p.find(); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return p, nil
+}
+
+func (p *Port) find() error {
+	port, err := p.link(p.Index)
+	if err != nil {
+		return err
+	}
+	if !port.isPort {
+		return fmt.Errorf("link %s: %w", port.name, ErrNotPort)
+	}
+	bridge, err := p.link(port.master)
+	if err != nil {
+		return err
+	}
+	p.Name, p.Bridge, p.BridgeIndex = port.name, bridge.name, port.master
+	return nil
+}
+
+// String is bridge and port: "cni0 port veth1".
+func (p *Port) String() string { return p.Bridge + " port " + p.Name }
+
+// Close ends the use of the port. A Wait that is under way ends with an error then, at the latest with its context.
+func (p *Port) Close() error { return p.conn.Close() }
+
+// State asks the kernel for the state of bridge and port. An error that wraps [ErrNotPort] says that the interface
+// is gone or has left the bridge.
+func (p *Port) State() (State, error) {
+	port, err := p.self()
+	if err != nil {
+		return State{}, err
+	}
+	bridge, err := p.link(p.BridgeIndex)
+	if err != nil {
+		return State{}, err
+	}
+	state := bridge.state
+	state.Forwarding = port.forwarding
+	if bridge.ownQuerier && state.Querier {
+		// The kernel shows the address of the last query, also when the bridge cannot send another.
+		if state.Querier, err = p.hasAddr(state.QuerierAddr); err != nil {
+			return State{}, err
+		}
+	}
+	if !state.Querier {
+		state.QuerierAddr, state.QuerierPort = netip.Addr{}, 0
+	}
+	return state, nil
+}
+
+// self asks for the port, which may have left the bridge.
+func (p *Port) self() (link, error) {
+	port, err := p.link(p.Index)
+	if err == nil && (!port.isPort || port.master != p.BridgeIndex) {
+		err = fmt.Errorf("link %s of bridge %s: %w", port.name, p.Bridge, ErrNotPort)
+	}
+	return port, err
+}
+
+// hasAddr tells whether the bridge device has an address that it may send from.
+func (p *Port) hasAddr(addr netip.Addr) (bool, error) {
+	const header = unix.SizeofIfAddrmsg
+	request := make([]byte, header)
+	request[0] = unix.AF_INET6
+	binary.NativeEndian.PutUint32(request[4:], uint32(p.BridgeIndex))
+	ae := netlink.NewAttributeEncoder()
+	ae.Bytes(unix.IFA_ADDRESS, addr.AsSlice())
+	attrs, err := ae.Encode()
+	if err != nil {
+		return false, fmt.Errorf("bridge %s: %w", p.Bridge, err)
+	}
+	replies, err := p.conn.Execute(netlink.Message{
+		Header: netlink.Header{Type: unix.RTM_GETADDR, Flags: netlink.Request},
+		Data:   append(request, attrs...),
+	})
+	if errors.Is(err, unix.EADDRNOTAVAIL) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("bridge %s: address %s: %w", p.Bridge, addr, err)
+	}
+	for _, m := range replies {
+		if len(m.Data) >= header {
+			flags := m.Data[2]
+			tentative := flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_OPTIMISTIC) == unix.IFA_F_TENTATIVE
+			return !tentative && flags&unix.IFA_F_DADFAILED == 0, nil
+		}
+	}
+	return false, nil
+}
+
+// Members returns the entries of the MDB that are on this port.
+func (p *Port) Members() ([]Entry, error) {
+	all, err := dump(p.conn, p.BridgeIndex)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(all, func(e Entry) bool { return e.Port != p.Index }), nil
+}
+
+// Wait returns nil as soon as the bridge has an entry for every one of groups on this port, of whatever source, that
+// forwards something. If ctx ends before that, the error wraps the cause and names the groups that are missing; an
+// error that wraps [ErrNotPort] says that the port went away.
+//
+// An entry proves forwarding only together with [State]: with Querier false everything is flooded anyway.
+func (p *Port) Wait(ctx context.Context, groups ...netip.Addr) error {
+	// Events first and the database afterwards, so that nothing falls between them.
+	events, err := dial(p.ns, unix.RTNLGRP_MDB, unix.RTNLGRP_LINK)
+	if err != nil {
+		return fmt.Errorf("%s: %w", p, err)
+	}
+	defer events.Close()
+	defer context.AfterFunc(ctx, func() { _ = events.SetReadDeadline(time.Unix(1, 0)) })()
+
+	for {
+		missing, err := p.missing(groups)
+		if err != nil || len(missing) == 0 {
+			return err
+		}
+		if _, err := p.self(); err != nil {
+			return err // it went before there were events
+		}
+		// Events may be older than the database just read, so what they say is only believed once it has been
+		// read again.
+		if err := p.follow(events, missing); err != nil {
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				err = context.Cause(ctx)
+			}
+			names := slices.SortedFunc(maps.Keys(missing), netip.Addr.Compare)
+			return fmt.Errorf("%s: no entry for %v: %w", p, names, err)
+		}
+	}
+}
+
+// missing returns those of groups that have no entry on the port.
+func (p *Port) missing(groups []netip.Addr) (map[netip.Addr]struct{}, error) {
+	missing := make(map[netip.Addr]struct{}, len(groups))
+	for _, g := range groups {
+		missing[g.WithZone("")] = struct{}{}
+	}
+	members, err := p.Members()
+	for _, e := range members {
+		if e.Forwards() {
+			delete(missing, e.Group)
+		}
+	}
+	return missing, err
+}
+
+// follow applies events to missing until it is empty, or until events were lost and the database must be read.
+func (p *Port) follow(events *netlink.Conn, missing map[netip.Addr]struct{}) error {
+	for len(missing) > 0 {
+		messages, err := events.Receive()
+		if errors.Is(err, unix.ENOBUFS) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		for _, m := range messages {
+			switch m.Header.Type {
+			case unix.RTM_DELLINK:
+				if p.concerns(m.Data) {
+					return ErrNotPort
+				}
+			case unix.RTM_NEWMDB:
+				entries, err := parseEntries(m.Data)
+				if err != nil {
+					return err
+				}
+				for _, e := range entries {
+					if e.Bridge == p.BridgeIndex && e.Port == p.Index && e.Forwards() {
+						delete(missing, e.Group)
+					}
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// concerns tells whether a message about a link, an ifinfomsg, is about this port.
+func (p *Port) concerns(b []byte) bool {
+	return len(b) >= unix.SizeofIfInfomsg && int(int32(binary.NativeEndian.Uint32(b[4:]))) == p.Index
+}
+
+// dial opens a socket for requests inside ns, or one that hears of the given groups of events.
+func dial(ns *netns.Namespace, groups ...uint32) (*netlink.Conn, error) {
+	var conn *netlink.Conn
+	err := ns.Do(func() error {
+		var err error
+		conn, err = netlink.Dial(unix.NETLINK_ROUTE, nil)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open route netlink socket: %w", err)
+	}
+	for _, group := range groups {
+		if err := conn.JoinGroup(group); err != nil {
+			return nil, errors.Join(fmt.Errorf("subscribe to route netlink group %d: %w", group, err), conn.Close())
+		}
+	}
+	return conn, nil
+}
+
+// link asks for an interface.
+func (p *Port) link(ifindex int) (link, error) {
+	request := make([]byte, unix.SizeofIfInfomsg)
+	binary.NativeEndian.PutUint32(request[4:], uint32(ifindex))
+	replies, err := p.conn.Execute(netlink.Message{
+		Header: netlink.Header{Type: unix.RTM_GETLINK, Flags: netlink.Request},
+		Data:   request,
+	})
+	switch {
+	case errors.Is(err, unix.ENODEV):
+		return link{}, fmt.Errorf("link %d: %w: it does not exist", ifindex, ErrNotPort)
+	case err != nil:
+		return link{}, fmt.Errorf("link %d: %w", ifindex, err)
+	case len(replies) != 1:
+		return link{}, fmt.Errorf("link %d: %d answers instead of one", ifindex, len(replies))
+	}
+	l, err := parseLink(replies[0].Data)
+	if err != nil {
+		return link{}, fmt.Errorf("link %d: %w", ifindex, err)
+	}
+	return l, nil
+}
+
+// A link is what is read of an interface that may be a bridge or a port of one.
+type link struct {
+	name       string
+	master     int
+	isPort     bool
+	forwarding bool
+	state      State // of a bridge, without Forwarding
+	ownQuerier bool  // the querier of state, if there is one, is the bridge itself
+}
+
+// parseLink decodes an ifinfomsg and the attributes after it.
+func parseLink(b []byte) (link, error) {
+	if len(b) < unix.SizeofIfInfomsg {
+		return link{}, fmt.Errorf("message of %d bytes: %w", len(b), errShort)
+	}
+	ad, err := netlink.NewAttributeDecoder(b[unix.SizeofIfInfomsg:])
+	if err != nil {
+		return link{}, err
+	}
+	var l link
+	for ad.Next() {
+		switch ad.Type() {
+		case unix.IFLA_IFNAME:
+			l.name = ad.String()
+		case unix.IFLA_MASTER:
+			l.master = int(ad.Uint32())
+		case unix.IFLA_LINKINFO:
+			ad.Nested(l.parseInfo)
+		}
+	}
+	return l, ad.Err()
+}
+
+func (l *link) parseInfo(ad *netlink.AttributeDecoder) error {
+	var kind, slaveKind string // each precedes its data
+	for ad.Next() {
+		switch ad.Type() {
+		case unix.IFLA_INFO_KIND:
+			kind = ad.String()
+		case unix.IFLA_INFO_DATA:
+			if kind == "bridge" {
+				ad.Nested(l.parseBridge)
+			}
+		case unix.IFLA_INFO_SLAVE_KIND:
+			slaveKind = ad.String()
+			l.isPort = slaveKind == "bridge"
+		case unix.IFLA_INFO_SLAVE_DATA:
+			if slaveKind == "bridge" {
+				ad.Nested(l.parsePort)
+			}
+		}
+	}
+	return nil
+}
+
+func (l *link) parsePort(ad *netlink.AttributeDecoder) error {
+	for ad.Next() {
+		if ad.Type() == iflaBRPortState {
+			l.forwarding = ad.Uint8() == brStateForwarding
+		}
+	}
+	return nil
+}
+
+func (l *link) parseBridge(ad *netlink.AttributeDecoder) error {
+	var own, other bool
+	for ad.Next() {
+		switch ad.Type() {
+		case iflaBRMcastSnooping:
+			l.state.Snooping = ad.Uint8() != 0
+		case iflaBRMcastQuerier:
+			own = ad.Uint8() != 0
+		case iflaBRMcastMLDVersion:
+			l.state.MLDVersion = int(ad.Uint8())
+		case iflaBRMcastQuerierState:
+			ad.Nested(func(ad *netlink.AttributeDecoder) error {
+				for ad.Next() {
+					switch ad.Type() {
+					case bridgeQuerierIPv6Address:
+						if b := ad.Bytes(); len(b) == 16 && [16]byte(b) != [16]byte{} {
+							l.state.QuerierAddr = netip.AddrFrom16([16]byte(b))
+						}
+					case bridgeQuerierIPv6Port:
+						l.state.QuerierPort = int(ad.Uint32())
+					case bridgeQuerierIPv6OtherTimer:
+						other = true
+					}
+				}
+				return nil
+			})
+		}
+	}
+	// An own querier without an address has never sent a query, and the bridge does not trust the MDB because of it.
+	l.ownQuerier = own && !other
+	l.state.Querier = l.state.Snooping && (other || own && l.state.QuerierAddr.IsValid())
+	return nil
+}

@@ -1,0 +1,205 @@
+package bridge_test
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/seed-aaab8e3a/cni-mld/mld"
+	"github.com/seed-aaab8e3a/cni-mld/mld/bridge"
+	"github.com/seed-aaab8e3a/cni-mld/netnslab"
+)
+
+// fast are the shortest intervals that the kernel takes.
+var fast = netnslab.BridgeOptions{
+	QueryInterval: time.Second, StartupQueryInterval: time.Second, QueryResponseInterval: 100 * time.Millisecond,
+}
+
+// pair is a bridge with two containers on it.
+func pair(t *testing.T, options netnslab.BridgeOptions) (*netnslab.Bridge, *netnslab.Endpoint, *netnslab.Endpoint) {
+	t.Helper()
+	lab := netnslab.New(t)
+	br := lab.Bridge("br0", options)
+	return br, br.Connect(lab.Node("alice"), "eth0"), br.Connect(lab.Node("bob"), "eth0")
+}
+
+func stateOf(t *testing.T, e *netnslab.Endpoint) bridge.State {
+	t.Helper()
+	port := e.Port()
+	state, err := port.State()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return state
+}
+
+// agree waits until the bridge floods or does not, as wanted, and then asks it what it says about itself.
+func agree(t *testing.T, br *netnslab.Bridge, e *netnslab.Endpoint, floods bool) bridge.State {
+	t.Helper()
+	port := e.Port()
+	var state bridge.State
+	netnslab.WaitFor(t, fmt.Sprintf("floods=%v and querier=%v", floods, !floods), 10*time.Second, func() (bool, string) {
+		var err error
+		state, err = port.State()
+		seen := br.Floods()
+		return err == nil && seen == floods && state.Querier == !floods, fmt.Sprintf("floods=%v %+v %v", seen, state, err)
+	}, br.Node())
+	return state
+}
+
+// generalQuery is heard by the bridge as another querier's.
+func generalQuery(e *netnslab.Endpoint, maxResponse time.Duration) []byte {
+	return mld.AppendQuery(nil, e.LinkLocal(), mld.AllNodes, mld.Query{
+		Version: mld.Version1, MulticastAddress: netip.IPv6Unspecified(),
+		MaxResponseCode: uint16(maxResponse.Milliseconds()),
+	})
+}
+
+func TestB1_NoQuerier(t *testing.T) {
+	t.Parallel()
+	br, alice, _ := pair(t, netnslab.BridgeOptions{})
+	got := agree(t, br, alice, true)
+	if want := (bridge.State{Snooping: true, MLDVersion: 1, Forwarding: true}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+}
+
+func TestB1_NoSnooping(t *testing.T) {
+	t.Parallel()
+	br, alice, bob := pair(t, netnslab.BridgeOptions{NoSnooping: true})
+	bob.SendPacket(generalQuery(bob, time.Second))
+	got := agree(t, br, alice, true)
+	if want := (bridge.State{MLDVersion: 1, Forwarding: true}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+}
+
+func TestB1_OwnQuerier(t *testing.T) {
+	t.Parallel()
+	for _, version := range []int{1, 2} {
+		t.Run(fmt.Sprint(version), func(t *testing.T) {
+			t.Parallel()
+			options := fast
+			options.Querier = version
+			br, alice, _ := pair(t, options)
+			got := agree(t, br, alice, false)
+			want := bridge.State{
+				Snooping: true, Querier: true, QuerierAddr: br.LinkLocal(), MLDVersion: version, Forwarding: true,
+			}
+			if got != want {
+				t.Errorf("got %+v, want %+v", got, want)
+			}
+		})
+	}
+}
+
+// For a response interval after a querier appears the state says less than the truth: the kernel does not tell.
+func TestB2_NewQuerierFloods(t *testing.T) {
+	t.Parallel()
+	options := fast
+	options.QueryResponseInterval = 500 * time.Millisecond
+	br, alice, _ := pair(t, options)
+	before := time.Now()
+	br.EnableQuerier(1)
+	if !br.Floods() && time.Since(before) < options.QueryResponseInterval {
+		t.Error("the bridge constrains at once")
+	}
+	agree(t, br, alice, false)
+	if took := time.Since(before); took < options.QueryResponseInterval {
+		t.Errorf("constrains after %v", took)
+	}
+}
+
+// An own querier that never had an address, and one that lost it.
+func TestB3_OwnQuerierWithoutAddress(t *testing.T) {
+	t.Parallel()
+	options := fast
+	options.Querier = 2
+	br, alice, _ := pair(t, options)
+	agree(t, br, alice, false)
+	addr := br.LinkLocal()
+	br.DelAddr(netip.PrefixFrom(addr, 64))
+	agree(t, br, alice, true)
+	br.DisableQuerier()
+	br.EnableQuerier(2)
+	agree(t, br, alice, true)
+	br.AddAddr(netip.PrefixFrom(addr, 64))
+	agree(t, br, alice, false)
+}
+
+func TestB12_OtherQuerier(t *testing.T) {
+	t.Parallel()
+	options := fast
+	options.QuerierInterval = 2 * time.Second
+	br, alice, bob := pair(t, options)
+	port := alice.Port()
+	netnslab.WaitFor(t, "querier", 10*time.Second, func() (bool, string) {
+		// Like a querier it repeats itself: a bridge that has just come up does not take the first one in.
+		bob.SendPacket(generalQuery(bob, 100*time.Millisecond))
+		state, err := port.State()
+		return err == nil && state.Querier, fmt.Sprintf("%+v %v", state, err)
+	})
+	got := agree(t, br, alice, false)
+	want := bridge.State{
+		Snooping: true, Querier: true, QuerierAddr: bob.LinkLocal(), QuerierPort: bob.Peer().Index(),
+		MLDVersion: 1, Forwarding: true,
+	}
+	if got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	// It is not heard of again, and after the querier interval it is taken for dead.
+	if got := agree(t, br, alice, true); got.QuerierAddr.IsValid() || got.QuerierPort != 0 {
+		t.Errorf("got %+v of a bridge without a querier", got)
+	}
+}
+
+func TestB19_Overflow(t *testing.T) {
+	t.Parallel()
+	options := fast
+	options.Querier, options.HashMax = 2, 4
+	br, alice, _ := pair(t, options)
+	for i := range options.HashMax + 1 {
+		alice.Join(netip.AddrFrom16([16]byte{0: 0xff, 1: 0x05, 15: byte(i + 1)}))
+	}
+	if got := agree(t, br, alice, true); got.Snooping {
+		t.Errorf("got %+v of a bridge whose database overflowed", got)
+	}
+}
+
+func TestForwarding(t *testing.T) {
+	t.Parallel()
+	br, alice, _ := pair(t, netnslab.BridgeOptions{})
+	port := alice.Port()
+	if !stateOf(t, alice).Forwarding {
+		t.Error("a port whose link is up does not forward")
+	}
+	alice.SetDown()
+	netnslab.WaitFor(t, "port not forwarding", 10*time.Second, func() (bool, string) {
+		state, err := port.State()
+		return err == nil && !state.Forwarding, fmt.Sprintf("%+v %v", state, err)
+	}, br.Node())
+}
+
+func TestErrNotPort(t *testing.T) {
+	t.Parallel()
+	lab := netnslab.New(t)
+	br := lab.Bridge("br0", netnslab.BridgeOptions{})
+	alice := br.Connect(lab.Node("alice"), "eth0")
+	free, _ := lab.Veth(lab.Host(), "free", lab.Node("bob"), "eth0")
+	for name, index := range map[string]int{"bridge": br.Index(), "cable": free.Index(), "nothing": 4711} {
+		port, err := bridge.FindPort(lab.Host().Netns(), index)
+		if !errors.Is(err, bridge.ErrNotPort) {
+			t.Errorf("%s: got %v, %v, want ErrNotPort", name, port, err)
+		}
+	}
+	port := alice.Port()
+	if want := "br0 port alice"; port.String() != want {
+		t.Errorf("got %q, want %q", port, want)
+	}
+	alice.Delete()
+	if state, err := port.State(); !errors.Is(err, bridge.ErrNotPort) {
+		t.Errorf("after its end: got %+v, %v, want ErrNotPort", state, err)
+	}
+}
