@@ -1,0 +1,354 @@
+package daemon_test
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/seed-aaab8e3a/cni-mld/mld/agent"
+	"github.com/seed-aaab8e3a/cni-mld/mld/bridge"
+	"github.com/seed-aaab8e3a/cni-mld/mld/netns"
+	"github.com/seed-aaab8e3a/cni-mld/netnslab"
+	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
+)
+
+// TestAddAgain brings an attachment to other settings: nothing is left that stays.
+func TestAddAgain(t *testing.T) {
+	one := `"groups": ["ff05::1:1", {"group": "ff05::1:2", "deliver": false}]`
+	for _, tc := range []struct {
+		what, before, after string
+		want                []string // said while the settings change
+	}{
+		{"the same", one, one, nil},
+		{"the same in another order", one, `"groups": [{"group": "ff05::1:2", "deliver": false}, "ff05::1:1"]`, nil},
+		{"other groups", one, `"groups": ["ff05::1:1", "ff05::1:3"]`, []string{"Report ff05::1:3", "Done ff05::1:2"}},
+		{"one group less", one, `"groups": [{"group": "ff05::1:2", "deliver": false}]`, []string{"Done ff05::1:1"}},
+		{"delivered no more", one, `"groups": [{"group": "ff05::1:1", "deliver": false}, {"group": "ff05::1:2", "deliver": false}]`, nil},
+		{"delivered as well", one, `"groups": ["ff05::1:1", "ff05::1:2"]`, nil},
+		{"other readiness", one, one + `, "ready": {"wait": "report"}`, nil},
+		{"other robustness", one, one + `, "robustness": 3`, []string{"Report ff05::1:1", "Report ff05::1:2"}},
+		{"other robustness and groups", one, `"groups": ["ff05::1:1", "ff05::1:3"], "robustness": 3`,
+			[]string{"Done ff05::1:2", "Report ff05::1:1", "Report ff05::1:3"}},
+		{"other robustness and a delivered group less", one, `"groups": [{"group": "ff05::1:2", "deliver": false}], "robustness": 3`,
+			[]string{"Report ff05::1:1", "Done ff05::1:1", "Report ff05::1:2"}},
+		{"other robustness, and delivery for the first time", `"groups": []`, `"groups": ["ff05::1:1"], "robustness": 3`,
+			[]string{"Report ff05::1:1"}},
+	} {
+		t.Run(tc.what, func(t *testing.T) {
+			r := serve(t)
+			pod, peer := r.pod("c1")
+			// Repeats come after an hour, so that each Report has a cause.
+			const calm = `, "unsolicitedReportInterval": "1h"`
+			before, after := settings(t, "%s", tc.before+calm), settings(t, "%s", tc.after+calm)
+			r.add("lab", pod.Node(), before)
+			w := r.listen(peer)
+			w.mark(pod)
+			got := w.since(pod, func() { r.add("lab", pod.Node(), after) })
+			// Between two agents the kernel may speak, and say that it listens.
+			got = slices.DeleteFunc(got, func(s string) bool { return strings.HasPrefix(s, "TO_EX") || strings.HasPrefix(s, "IS_EX") })
+			slices.Sort(got)
+			slices.Sort(tc.want)
+			if diff := cmp.Diff(tc.want, got, cmpopts.EquateEmpty()); diff != "" {
+				t.Error(diff)
+			}
+			r.check("lab", pod.Node(), after)
+
+		})
+	}
+}
+
+// TestLifeOfAnAttachment goes through ADD, CHECK, STATUS and DEL on a bridge that forwards what is asked for alone.
+func TestLifeOfAnAttachment(t *testing.T) {
+	r := serve(t)
+	br := r.lab.Bridge("br0", netnslab.BridgeOptions{Querier: 1})
+	pod := br.Connect(r.lab.Node("c1"), "eth0")
+	silent := br.Connect(r.lab.Node("c2"), "eth0")
+	pod.LinkLocal()
+	br.WaitQuerying(soon(t))
+
+	s := settings(t, `"groups": ["ff05::1:1", {"group": "ff05::1:2", "deliver": false}], "ready": {"wait": "auto", "timeout": "20s"}`)
+	if answer := r.add("lab", pod.Node(), s); answer.Degraded != "" {
+		t.Errorf("degraded: %s", answer.Degraded)
+	}
+	for e, want := range map[*netnslab.Endpoint][]netip.Addr{pod: {first, second}, silent: nil} {
+		entries, err := e.Port().Members()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := slices.DeleteFunc(groupsOf(entries), func(a netip.Addr) bool { return a != first && a != second })
+		if diff := cmp.Diff(want, got, cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Addr{})); diff != "" {
+			t.Errorf("the bridge's entries at %v: %s", e, diff)
+		}
+	}
+	r.check("lab", pod.Node(), s)
+	status := r.must(&api.Request{Op: api.OpStatus}).Status
+	own, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if status.Attachments != 1 || status.PID != os.Getpid() || status.Version != "test" || status.Netns != own || status.SelfStarted ||
+		!strings.HasPrefix(status.Binary, "/") || !strings.Contains(status.Cgroup, "/") {
+		t.Errorf("status %+v", status)
+	}
+
+	r.refused(r.request(api.OpCheck, "lab", pod.Node(), settings(t, `"groups": ["ff05::1:1"]`)), api.CodeNotReady, "other settings")
+	w := r.listen(pod.Peer())
+	r.del("lab", pod.Node())
+	w.waitAll("Done "+first.String(), "Done "+second.String())
+	r.wantAttachments(0)
+	r.refused(r.request(api.OpCheck, "lab", pod.Node(), s), types.ErrUnknownContainer, "lab/c1/eth0")
+	r.del("lab", pod.Node())
+	r.del("never", silent.Node())
+	r.wantNoAgents()
+}
+
+func groupsOf(entries []bridge.Entry) []netip.Addr {
+	var list []netip.Addr
+	for _, e := range entries {
+		list = append(list, e.Group)
+	}
+	slices.SortFunc(list, netip.Addr.Compare)
+	return list
+}
+
+// TestTwoNetworks: two attachments of one interface share its listener, and each leaves what it alone wants.
+func TestTwoNetworks(t *testing.T) {
+	r := serve(t)
+	pod, peer := r.pod("c1")
+	const calm = `"unsolicitedReportInterval": "1h", `
+	a := settings(t, calm+`"groups": ["ff05::1:1", {"group": "ff05::1:2", "deliver": false}]`)
+	b := settings(t, calm+`"groups": ["ff05::1:1", {"group": "ff05::1:2", "deliver": false}, {"group": "ff05::1:3", "deliver": false}]`)
+	r.add("a", pod.Node(), a)
+	w := r.listen(peer)
+	w.mark(pod)
+
+	for _, tc := range []struct {
+		key string
+		is  string
+	}{
+		{"robustness", `"robustness": 3`}, {"profile", `"profile": "kame"`}, {"kernelReports", `"kernelReports": "keep"`},
+		{"alwaysDone", `"alwaysDone": true`}, {"unsolicitedReportInterval", `"unsolicitedReportInterval": "2s"`},
+	} {
+		got := w.since(pod, func() {
+			r.refused(r.request(api.OpAdd, "b", pod.Node(), settings(t, "%s", tc.is)), types.ErrInvalidNetworkConfig, tc.key, "eth0")
+		})
+		if len(got) > 0 {
+			t.Errorf("said because of a refusal: %v", got)
+		}
+	}
+	r.wantAttachments(1)
+	for _, step := range []struct {
+		do   func()
+		want []string
+	}{
+		{func() { r.add("b", pod.Node(), b) }, []string{"Report ff05::1:3"}},
+		{func() { r.check("a", pod.Node(), a); r.check("b", pod.Node(), b) }, nil},
+		{func() { r.del("a", pod.Node()) }, nil},
+		{func() { r.add("a", pod.Node(), a) }, nil},
+		{func() { r.del("b", pod.Node()) }, []string{"Done ff05::1:3"}},
+	} {
+		if diff := cmp.Diff(step.want, w.since(pod, step.do), cmpopts.EquateEmpty()); diff != "" {
+			t.Error(diff)
+		}
+	}
+	// The only one left may change what all have to agree on.
+	r.add("a", pod.Node(), settings(t, `"groups": ["ff05::1:1"], "robustness": 3`))
+	r.wantAttachments(1)
+}
+
+// TestConcurrency has the same attachments, and several of one interface, added and removed side by side.
+func TestConcurrency(t *testing.T) {
+	r := serve(t)
+	const pods, networks, rounds = 2, 2, 6
+	all := []*api.Settings{
+		settings(t, `"groups": ["ff05::1:1", {"group": "ff05::1:2", "deliver": false}]`),
+		settings(t, `"groups": ["ff05::1:2", {"group": "ff05::1:3", "deliver": false}], "ready": {"wait": "report"}`),
+		settings(t, `"groups": ["ff05::1:1"], "robustness": 3`),
+	}
+	var work sync.WaitGroup
+	for p := range pods {
+		pod, _ := r.pod(fmt.Sprint("c", p))
+		for n := range networks {
+			for worker := range 3 {
+				network := fmt.Sprint("net", n)
+				work.Go(func() {
+					for round := range rounds {
+						op := api.OpAdd
+						if (worker+round)%3 == 0 {
+							op = api.OpDel
+						}
+						answer, err := r.call(r.request(op, network, pod.Node(), all[(worker+round)%len(all)]))
+						if err != nil {
+							t.Error(err)
+						} else if e := answer.Error; e != nil && e.Code != types.ErrInvalidNetworkConfig { // they may contradict each other
+							t.Errorf("%s: %v", op, e)
+						}
+					}
+				})
+			}
+		}
+	}
+	work.Wait()
+	for p := range pods {
+		for n := range networks {
+			r.must(&api.Request{Op: api.OpDel, Attachment: api.Attachment{
+				Network: fmt.Sprint("net", n), ContainerID: fmt.Sprint("c", p), IfName: "eth0",
+			}})
+		}
+	}
+	r.wantAttachments(0)
+	r.wantNoAgents()
+}
+
+// TestRefusals: what cannot be done is refused by code and name, and leaves nothing behind.
+func TestRefusals(t *testing.T) {
+	r := serve(t)
+	pod, _ := r.pod("c1")
+	host := r.lab.Host().Netns().File()
+	s := settings(t, `"groups": ["ff05::1:1"]`)
+	home, err := netns.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer home.Close()
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	off := r.lab.Node("off")
+	_, offEnd := r.lab.Veth(r.lab.Node("off-peer"), "eth0", off, "eth0")
+	off.SetSysctl("net/ipv6/conf/"+offEnd.Name()+"/disable_ipv6", "1")
+	taken, _ := r.pod("taken")
+	other, err := agent.Start(agent.Config{Netns: taken.Node().Netns(), Index: taken.Index()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { other.Close(); <-other.Done() }()
+
+	for _, tc := range []struct {
+		what   string
+		node   *netnslab.Node
+		change func(*api.Request)
+		s      *api.Settings
+		code   uint
+		names  []string
+	}{
+		{"the caller's namespace", pod.Node(), func(q *api.Request) { q.Netns = host }, s, types.ErrInvalidEnvironmentVariables,
+			[]string{"CNI_NETNS", "host's namespace"}},
+		{"the daemon's namespace", pod.Node(), func(q *api.Request) { q.Netns = home.File() }, s, types.ErrInvalidEnvironmentVariables,
+			[]string{"CNI_NETNS", "host's namespace"}},
+		{"no namespace", pod.Node(), func(q *api.Request) { q.Netns = null }, s, types.ErrInvalidEnvironmentVariables, []string{"CNI_NETNS"}},
+		{"a caller without a namespace", pod.Node(), func(q *api.Request) { q.HostNetns = null }, s, types.ErrIOFailure, []string{"caller's own"}},
+		{"no such interface", pod.Node(), func(q *api.Request) { q.IfName = "eth7" }, s, types.ErrInvalidEnvironmentVariables,
+			[]string{"CNI_IFNAME", "eth7"}},
+		{"not Ethernet", pod.Node(), func(q *api.Request) { q.IfName = "lo" }, s, api.CodeNotEthernet, []string{"lo"}},
+		{"no descriptors", pod.Node(), func(q *api.Request) { q.Netns, q.HostNetns = nil, nil }, s, types.ErrDecodingFailure, []string{"netns"}},
+		{"no settings", pod.Node(), func(q *api.Request) { q.Settings = nil }, s, types.ErrDecodingFailure, []string{"settings"}},
+		{"IPv6 off", off, nil, s, api.CodeIPv6Off, []string{"ff05::1:1", "net.ipv6.conf.eth0.disable_ipv6"}},
+		{"IPv6 off, report asked for", off, nil, settings(t,
+			`"groups": [{"group": "ff05::1:1", "deliver": false}], "ready": {"wait": "report", "timeout": "50ms"}`),
+			api.CodeNotReady, []string{"report", "IPv6 is off", "50ms"}},
+		{"no bridge", pod.Node(), nil, settings(t, `"groups": ["ff05::1:1"], "ready": {"wait": "mdb", "timeout": "50ms"}`),
+			api.CodeNotReady, []string{"mdb", "not a port"}},
+		{"muted by another process", taken.Node(), nil, s, api.CodeKernelReports, []string{"kernelReports", "muted by somebody else"}},
+	} {
+		t.Run(tc.what, func(t *testing.T) {
+			r := r.in(t)
+			for _, op := range []string{api.OpAdd, api.OpCheck} {
+				request := r.request(op, "lab", tc.node, tc.s)
+				if tc.change != nil {
+					tc.change(request)
+				}
+				if op == api.OpAdd {
+					r.refused(request, tc.code, tc.names...)
+				} else { // there is no such attachment, whatever else is wrong
+					before := r.settled()
+					if answer, err := r.call(request); err != nil || answer.Error == nil {
+						t.Errorf("%+v, %v", answer, err)
+					}
+					r.wantDescriptors(before)
+				}
+			}
+			r.wantAttachments(0)
+		})
+	}
+	// And none of it stands in the way.
+	r.add("lab", pod.Node(), s)
+}
+
+// TestDegraded: "auto" says why it is not ready, and the listener goes on when it can.
+func TestDegraded(t *testing.T) {
+	r := serve(t)
+	pod, peer := r.pod("c1", netnslab.Down)
+	s := settings(t, `"groups": [{"group": "ff05::1:1", "deliver": false}], "ready": {"timeout": "50ms"}`)
+	if answer := r.add("lab", pod.Node(), s); !strings.Contains(answer.Degraded, "the link is down") {
+		t.Errorf("degraded: %q", answer.Degraded)
+	}
+	if answer := r.add("lab", pod.Node(), s); !strings.Contains(answer.Degraded, "the link is down") {
+		t.Errorf("added again, degraded: %q", answer.Degraded)
+	}
+	r.refused(r.request(api.OpCheck, "lab", pod.Node(), s), api.CodeNotReady, "eth0 is down")
+	w := r.listen(peer)
+	peer.SetUp()
+	pod.SetUp()
+	w.wait("Report " + first.String())
+	r.check("lab", pod.Node(), s)
+}
+
+// TestInterfaceGone: the agent ends with the interface, lets go of the namespace, and a new interface is a new start.
+func TestInterfaceGone(t *testing.T) {
+	r := serve(t)
+	pod, peer := r.pod("c1")
+	node := pod.Node()
+	s := settings(t, `"groups": ["ff05::1:1", {"group": "ff05::1:2", "deliver": false}]`)
+	r.add("lab", node, s)
+	peer.Delete()
+	r.wantNoAgents()
+	r.wantAttachments(1) // until its DEL
+	r.refused(r.request(api.OpCheck, "lab", node, s), types.ErrInvalidEnvironmentVariables, "CNI_IFNAME", "eth0")
+
+	peer, pod = r.lab.Veth(r.lab.Node("c1-second-peer"), "eth0", node, "eth0")
+	pod.LinkLocal()
+	r.refused(r.request(api.OpCheck, "lab", node, s), api.CodeNotReady, "made anew")
+	w := r.listen(peer)
+	r.add("lab", node, s)
+	w.wait("Report " + second.String())
+	r.check("lab", node, s)
+	r.wantAttachments(1)
+	r.del("lab", node)
+	w.wait("Done " + second.String())
+	r.wantAttachments(0)
+	peer.Delete()
+	r.wantNoAgents()
+}
+
+// TestCheckLooksAtTheBridge: an entry that is missing is missed, unless the bridge floods anyway.
+func TestCheckLooksAtTheBridge(t *testing.T) {
+	r := serve(t)
+	br := r.lab.Bridge("br0", netnslab.BridgeOptions{Querier: 1, QueryInterval: time.Hour})
+	pod := br.Connect(r.lab.Node("c1"), "eth0")
+	pod.LinkLocal()
+	s := settings(t, `"groups": [{"group": "ff05::1:1", "deliver": false}], "unsolicitedReportInterval": "1h", "ready": {"wait": "mdb", "timeout": "20s"}`)
+	br.WaitQuerying(soon(t))
+	r.add("lab", pod.Node(), s)
+	r.check("lab", pod.Node(), s)
+	if out, err := r.lab.Host().Command(soon(t), "bridge", "mdb", "del", "dev", "br0", "port", pod.Peer().Name(), "grp", "ff05::1:1", "temp").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	r.refused(r.request(api.OpCheck, "lab", pod.Node(), s), api.CodeNotReady, "ff05::1:1")
+	br.DisableQuerier()
+	netnslab.WaitFor(t, "CHECK of a bridge that floods", patience, func() (bool, string) {
+		answer, err := r.call(r.request(api.OpCheck, "lab", pod.Node(), s))
+		return err == nil && answer.Error == nil, fmt.Sprint(answer.Error, err)
+	})
+}

@@ -1,0 +1,367 @@
+package daemon_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/seed-aaab8e3a/cni-mld/netnslab"
+	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
+	"github.com/seed-aaab8e3a/cni-mld/plugin/daemon"
+)
+
+// TestTwoDaemons: one run directory has one daemon; the second neither harms the first nor leaves anything open.
+func TestTwoDaemons(t *testing.T) {
+	r := serve(t)
+	before := r.settled()
+	d, err := daemon.New(config(t, r.runDir))
+	if !isErrRunning(err) || d != nil || !strings.Contains(err.Error(), r.runDir) {
+		t.Errorf("%v, want ErrRunning and the directory", err)
+	}
+	r.wantDescriptors(before)
+	r.wantAttachments(0)
+	if err := r.end(); err != nil {
+		t.Error(err)
+	}
+	r.serve(config(t, r.runDir))
+	r.wantAttachments(0)
+}
+
+// TestStaleSocket: what a killed daemon has left behind is no obstacle.
+func TestStaleSocket(t *testing.T) {
+	dir := newRunDir(t)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: api.SocketPath(dir), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	l.Close()
+	if _, err := api.Dial(t.Context(), dir); !api.NotRunning(err) {
+		t.Fatalf("%v: the socket is not stale", err)
+	}
+	r := &rig{TB: t, lab: netnslab.New(t), runDir: dir}
+	r.serve(config(t, dir))
+	r.wantAttachments(0)
+	info, err := os.Stat(api.SocketPath(dir))
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v, want 0600", info.Mode(), err)
+	}
+	if err := r.end(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(api.SocketPath(dir)); !os.IsNotExist(err) {
+		t.Errorf("the socket is left behind: %v", err)
+	}
+}
+
+// TestNewFails: a daemon that cannot be leaves nothing open.
+func TestNewFails(t *testing.T) {
+	open, missing, blocked := newRunDir(t), filepath.Join(newRunDir(t), "none"), newRunDir(t)
+	if err := os.Chmod(open, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(api.SocketPath(blocked), "full"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	before := len(descriptors())
+	for dir, want := range map[string]string{open: "lets others write", missing: "create it", blocked: "not empty"} {
+		if _, err := daemon.New(config(t, dir)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+	if after := len(descriptors()); after != before {
+		t.Errorf("%d descriptors before and %d after", before, after)
+	}
+}
+
+// TestRunDirGone: without its directory nobody can reach the daemon, so it ends.
+func TestRunDirGone(t *testing.T) {
+	for what, remove := range map[string]func(dir string) error{
+		"removed": os.RemoveAll,
+		"moved":   func(dir string) error { return os.Rename(dir, dir+".moved") },
+	} {
+		t.Run(what, func(t *testing.T) {
+			r := serve(t)
+			pod, peer := r.pod("c1")
+			r.add("lab", pod.Node(), settings(t, `"groups": [{"group": "ff05::1:1", "deliver": false}]`))
+			w := r.listen(peer)
+			if err := remove(r.runDir); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { os.RemoveAll(r.runDir + ".moved") })
+			if err := r.ended(); err != nil {
+				t.Error(err)
+			}
+			w.wait("Done " + first.String())
+		})
+	}
+}
+
+// TestIdleExit: a daemon that nobody needs any more ends by itself.
+func TestIdleExit(t *testing.T) {
+	r := &rig{TB: t, lab: netnslab.New(t), runDir: newRunDir(t)}
+	cfg := config(t, r.runDir)
+	cfg.IdleExit, cfg.SelfStarted = time.Second, true
+	pod, _ := r.pod("c1")
+	r.serve(cfg)
+	r.add("lab", pod.Node(), settings(t, `"groups": ["ff05::1:1"]`))
+	if !r.must(&api.Request{Op: api.OpStatus}).Status.SelfStarted {
+		t.Error("the status does not say who has started the daemon")
+	}
+	r.del("lab", pod.Node())
+	if err := r.ended(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestStop is what SIGTERM does: declared groups are left, each by whoever speaks for it, what applications want
+// stays, and the kernel speaks again. A client that says nothing does not hold it up.
+func TestStop(t *testing.T) {
+	r := serve(t)
+	pod, peer := r.pod("c1")
+	shared, _ := r.pod("c2")
+	r.add("lab", pod.Node(), settings(t, `"groups": ["ff05::1:1", {"group": "ff05::1:2", "deliver": false}, {"group": "ff05::1:3", "deliver": false}]`))
+	r.add("lab", shared.Node(), settings(t, `"groups": ["ff05::1:1"], "kernelReports": "keep"`))
+	pod.Join(third) // declared, and an application's as well
+	silent, err := net.Dial("unix", api.SocketPath(r.runDir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	w := r.listen(peer)
+	w.mark(pod)
+	begin := time.Now()
+	before := len(w.said())
+	if err := r.end(); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(begin); took > 5*time.Second {
+		t.Errorf("stopped after %v", took)
+	}
+	w.ask() // the kernel answers, for what is still wanted
+	w.waitAll("Report " + third.String())
+	got := w.said()[before:]
+	// The kernel leaves in the version that it speaks: 2 until it hears a Querier of version 1.
+	for _, want := range [][]string{{"Done " + second.String()}, {"TO_IN " + first.String(), "Done " + first.String()}} {
+		if !slices.ContainsFunc(want, func(text string) bool { return slices.Contains(got, text) }) {
+			t.Errorf("%v: has none of %v", got, want)
+		}
+	}
+	for _, text := range got {
+		if text == "Done "+third.String() || text == "TO_IN "+third.String() {
+			t.Errorf("%v: leaves what an application wants", got)
+		}
+	}
+	r.wantNoAgents()
+	// Nobody is left to speak for the rest.
+	w.ask()
+	before = len(w.said())
+	w.waitAll("Report " + third.String())
+	for _, addr := range []netip.Addr{first, second} {
+		if slices.Contains(w.said()[before:], "Report "+addr.String()) {
+			t.Errorf("%v is still reported", addr)
+		}
+	}
+}
+
+// TestManyGroups: a thousand delivered groups take no longer than a runtime has patience.
+func TestManyGroups(t *testing.T) {
+	r := serve(t)
+	pod, _ := r.pod("c1")
+	var list []string
+	for i := range 1000 {
+		list = append(list, fmt.Sprintf(`"ff05::2:%x"`, i))
+	}
+	s := settings(t, `"groups": [%s], "ready": {"wait": "report", "timeout": "10s"}`, strings.Join(list, ","))
+	begin := time.Now()
+	r.add("lab", pod.Node(), s)
+	took := time.Since(begin)
+	t.Log(took)
+	if took > 2*time.Second {
+		t.Errorf("ADD took %v", took)
+	}
+	r.check("lab", pod.Node(), s)
+	r.del("lab", pod.Node())
+}
+
+// TestOtherUsers: only the daemon's own user and root are served, whatever the mode of the socket says.
+func TestOtherUsers(t *testing.T) {
+	if ids, err := os.ReadFile("/proc/self/uid_map"); err != nil || len(strings.Fields(string(ids))) != 3 || strings.Fields(string(ids))[2] == "1" {
+		t.Skip("there is only one user in this user namespace")
+	}
+	r := serve(t)
+	dir := newRunDir(t)
+	path := filepath.Join(dir, "stranger") // the test binary may be in a directory that is closed to others
+	copyFile(t, "/proc/self/exe", path)
+	for _, p := range []string{dir, r.runDir, path} {
+		if err := os.Chmod(p, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dial := func(uid uint32) string {
+		cmd := exec.CommandContext(soon(t), path)
+		cmd.Env = []string{strangerEnv + "=" + api.SocketPath(r.runDir)}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid, NoSetGroups: true}}
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			return fmt.Sprintf("%v: %s", err, out)
+		}
+		return string(out)
+	}
+	const nobody = 65534
+	if said := dial(nobody); !strings.Contains(said, "permission denied") { // the mode
+		t.Errorf("socket with mode 0600: %s", said)
+	}
+	if err := os.Chmod(api.SocketPath(r.runDir), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if said := dial(nobody); !strings.HasPrefix(said, `answer ""`) {
+		t.Errorf("user %d was served: %s", nobody, said)
+	}
+	if said := dial(0); !strings.HasPrefix(said, `answer "{\"v\":1`) {
+		t.Errorf("root was not served: %s", said)
+	}
+}
+
+func copyFile(t *testing.T, from, to string) {
+	t.Helper()
+	in, err := os.Open(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	out, err := os.Create(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(out, in); err != nil {
+		t.Fatal(err)
+	}
+	if err := out.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestBadRequests: whatever a client sends, it gets an error or a closed connection, and the next client an answer.
+func TestBadRequests(t *testing.T) {
+	r := serve(t)
+	before := r.settled()
+	for _, line := range []string{
+		"", "\n", "junk\n", "{}\n", `{"v":2,"op":"status"}` + "\n", `{"v":1,"op":"explode"}` + "\n",
+		`{"v":1,"op":"status","extra":1}` + "\n", `{"v":1,"op":"status"}` + "\n" + `{"v":1,"op":"status"}` + "\n",
+		`{"v":1,"op":"del","network":"../../etc","containerID":"c1","ifname":"eth0"}` + "\n",
+		`{"v":1,"op":"add","network":"lab","containerID":"c1","ifname":"eth0","settings":{},"descriptors":["netns","hostNetns"]}` + "\n",
+		strings.Repeat("x", api.MaxLine+1), `{"v":1,"op":"sta`,
+	} {
+		conn, err := net.Dial("unix", api.SocketPath(r.runDir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.WriteString(conn, line)
+		if err := conn.(*net.UnixConn).CloseWrite(); err != nil && len(line) < 1000 {
+			t.Error(err)
+		}
+		answer, err := io.ReadAll(conn)
+		if text := line[:min(len(line), 50)]; strings.HasSuffix(line, "\n") && !strings.Contains(string(answer), `"error"`) {
+			t.Errorf("%q: %q, %v, want an error", text, answer, err)
+		}
+		conn.Close()
+	}
+	r.wantAttachments(0)
+	r.wantDescriptors(before)
+}
+
+// TestManyRequestsPerConnection: a connection may carry one request after the other.
+func TestManyRequestsPerConnection(t *testing.T) {
+	r := serve(t)
+	client, err := api.Dial(soon(t), r.runDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	pod, _ := r.pod("c1")
+	s := settings(t, `"groups": ["ff05::1:1"]`)
+	var got []string
+	for _, request := range []*api.Request{
+		r.request(api.OpAdd, "lab", pod.Node(), s),
+		r.request(api.OpCheck, "lab", pod.Node(), settings(t, `"groups": []`)),
+		r.request(api.OpCheck, "lab", pod.Node(), s),
+		{Op: api.OpDel, Attachment: api.Attachment{Network: "lab", ContainerID: "c1", IfName: "eth0"}},
+		{Op: api.OpStatus},
+	} {
+		answer, err := client.Call(soon(t), request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch {
+		case answer.Error != nil:
+			got = append(got, fmt.Sprint("error ", answer.Error.Code))
+		case answer.Status != nil:
+			got = append(got, fmt.Sprint("attachments ", answer.Status.Attachments))
+		default:
+			got = append(got, "done")
+		}
+	}
+	if diff := cmp.Diff([]string{"done", "error 101", "done", "done", "attachments 0"}, got, cmpopts.EquateEmpty()); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestConnectionBound: beyond 256 clients the next one waits for a place.
+func TestConnectionBound(t *testing.T) {
+	const bound = 256
+	r := serve(t)
+	var silent []net.Conn
+	for range bound {
+		conn, err := net.Dial("unix", api.SocketPath(r.runDir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		silent = append(silent, conn)
+	}
+	answered := make(chan error, 1)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	client, err := api.Dial(ctx, r.runDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	go func() {
+		_, err := client.Call(ctx, &api.Request{Op: api.OpStatus})
+		answered <- err
+	}()
+	// A place that has one is served at once; so it is the one before the last that shows that the last one waits.
+	if _, err := io.WriteString(silent[bound-1], `{"v":1,"op":"status"}`+"\n"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := silent[bound-1].Read(make([]byte, 1)); err != nil {
+		t.Error(err)
+	}
+	select {
+	case err := <-answered:
+		t.Errorf("client %d was served: %v", bound+1, err)
+	default:
+	}
+	silent[0].Close()
+	if err := <-answered; err != nil {
+		t.Error(err)
+	}
+}

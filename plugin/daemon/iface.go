@@ -1,0 +1,169 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/seed-aaab8e3a/cni-mld/mld/agent"
+	"github.com/seed-aaab8e3a/cni-mld/mld/kernel"
+	"github.com/seed-aaab8e3a/cni-mld/mld/link"
+	"github.com/seed-aaab8e3a/cni-mld/mld/listener"
+	"github.com/seed-aaab8e3a/cni-mld/mld/netns"
+	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
+)
+
+// interfaceID identifies an interface as long as it lives: names change, and both numbers are never used twice.
+type interfaceID struct {
+	netns uint64 // cookie
+	index int
+}
+
+// An iface is an interface with its agent.
+type iface struct {
+	id    interfaceID
+	name  string
+	netns *netns.Namespace
+	voice voice
+	agent *agent.Agent
+
+	// Guarded by Daemon.mu.
+	attachments int
+	lastID      listener.SubscriberID
+}
+
+// voice is the part of the settings that all attachments of an interface have to agree on.
+type voice struct {
+	mldVersion    int
+	profile       string
+	kernelReports string
+	robustness    int
+	interval      time.Duration
+	alwaysDone    bool
+}
+
+func voiceOf(s *api.Settings) voice {
+	return voice{
+		mldVersion:    s.MLDVersion,
+		profile:       s.Profile,
+		kernelReports: s.KernelReports,
+		robustness:    s.Robustness,
+		interval:      time.Duration(s.UnsolicitedReportInterval),
+		alwaysDone:    s.AlwaysDone,
+	}
+}
+
+// contradiction names the settings in which v differs from what stands, with both values.
+func (v voice) contradiction(stands voice) string {
+	var texts []string
+	for _, c := range []struct {
+		key    string
+		is, be any
+	}{
+		{"mldVersion", stands.mldVersion, v.mldVersion},
+		{"profile", stands.profile, v.profile},
+		{"kernelReports", stands.kernelReports, v.kernelReports},
+		{"robustness", stands.robustness, v.robustness},
+		{"unsolicitedReportInterval", stands.interval, v.interval},
+		{"alwaysDone", stands.alwaysDone, v.alwaysDone},
+	} {
+		if c.is != c.be {
+			texts = append(texts, fmt.Sprintf("%s: %v here, %v there", c.key, c.be, c.is))
+		}
+	}
+	return strings.Join(texts, "; ")
+}
+
+var (
+	profiles = map[string]listener.Profile{
+		api.ProfileRFC:  listener.RFC,
+		api.ProfileKAME: listener.KAME,
+	}
+	kernelReports = map[string]agent.KernelReports{
+		api.KernelReportsAuto: agent.Auto,
+		api.KernelReportsMute: agent.Mute,
+		api.KernelReportsKeep: agent.Keep,
+	}
+)
+
+// alive tells whether the agent is still at work.
+func (i *iface) alive() bool {
+	select {
+	case <-i.agent.Done():
+		return false
+	default:
+		return true
+	}
+}
+
+// start puts an agent to work on the interface.
+func (d *Daemon) start(t *target, v voice) (*iface, error) {
+	a, err := agent.Start(agent.Config{
+		Netns: t.netns,
+		Index: t.id.index,
+		Listener: listener.Config{
+			Profile:                   profiles[v.profile],
+			Robustness:                v.robustness,
+			UnsolicitedReportInterval: v.interval,
+			AlwaysDone:                v.alwaysDone,
+		},
+		KernelReports: kernelReports[v.kernelReports],
+		Logger:        d.log.With("netns", t.id.netns, "ifname", t.name),
+	})
+	if err != nil {
+		return nil, startError(t.name, err)
+	}
+	i := &iface{id: t.id, name: t.name, netns: t.netns, voice: v, agent: a}
+	t.netns = nil // the interface's now
+	d.mu.Lock()
+	d.interfaces[i.id] = i
+	d.mu.Unlock()
+	go d.reap(i)
+	return i, nil
+}
+
+// startError gives a failed start the code that a runtime can act on.
+func startError(name string, err error) error {
+	switch {
+	case errors.Is(err, agent.ErrEthernet):
+		return types.NewError(api.CodeNotEthernet, fmt.Sprintf("%v: MLD needs a link with multicast, such as veth, macvlan or Ethernet", err), "")
+	case errors.Is(err, kernel.ErrMuted):
+		return types.NewError(api.CodeKernelReports, fmt.Sprintf("kernelReports: %v", err), "")
+	case errors.Is(err, kernel.ErrCannotMute):
+		return types.NewError(api.CodeKernelReports, fmt.Sprintf(`kernelReports: "mute": %v: use "auto" or "keep"`, err), "")
+	case errors.Is(err, link.ErrGone):
+		return types.NewError(types.ErrTryAgainLater, fmt.Sprintf("interface %s went away during ADD: %v", name, err), "")
+	}
+	return err
+}
+
+// reap waits for the end of an agent and lets go of the namespace, which would live on with all that is in it.
+func (d *Daemon) reap(i *iface) {
+	<-i.agent.Done()
+	if err := i.agent.Err(); !errors.Is(err, agent.ErrStopped) {
+		d.log.Warn("listener ended", "netns", i.id.netns, "ifname", i.name, "err", err)
+	}
+	d.mu.Lock()
+	if d.interfaces[i.id] == i {
+		delete(d.interfaces, i.id)
+	}
+	d.mu.Unlock()
+	if err := i.netns.Close(); err != nil {
+		d.log.Warn("namespace not closed", "netns", i.id.netns, "err", err)
+	}
+}
+
+// end waits until an agent that is on its way out has let go of the interface.
+func (i *iface) end(ctx context.Context) error {
+	i.agent.Close()
+	select {
+	case <-i.agent.Done():
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("interface %s: its former listener has not ended: %w", i.name, ctx.Err())
+	}
+}

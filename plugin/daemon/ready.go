@@ -1,0 +1,160 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/vishvananda/netlink"
+
+	"github.com/seed-aaab8e3a/cni-mld/mld/bridge"
+	"github.com/seed-aaab8e3a/cni-mld/mld/netns"
+	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
+)
+
+// waitReady waits until the declared groups of an attachment are forwarded, or reported, as the settings ask. If
+// the time is up, an "auto" is degraded and says why; what was asked for by name is an error.
+func (d *Daemon) waitReady(ctx context.Context, a *attachment, host *netns.Namespace) (degraded string, err error) {
+	ready, groups := a.settings.Ready, addrs(a.settings)
+	if ready.Wait == api.WaitNone || len(groups) == 0 {
+		return "", nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(ready.Timeout))
+	defer cancel()
+
+	err = a.waitFor(ctx, ready.Wait, host, groups)
+	switch {
+	case err == nil:
+		return "", nil
+	case ready.Wait == api.WaitAuto:
+		return fmt.Sprintf("not ready after %v: %v", ready.Timeout, err), nil
+	}
+	return "", types.NewError(api.CodeNotReady, fmt.Sprintf("ready.wait %q: not ready after %v: %v", ready.Wait, ready.Timeout, err), "")
+}
+
+func (a *attachment) waitFor(ctx context.Context, wait string, host *netns.Namespace, groups []netip.Addr) error {
+	if wait == api.WaitReport {
+		return a.iface.agent.WaitReported(ctx, groups...)
+	}
+	port, err := a.port(ctx, host)
+	if errors.Is(err, bridge.ErrNotPort) && wait == api.WaitAuto {
+		return a.iface.agent.WaitReported(ctx, groups...)
+	}
+	if err != nil {
+		return err
+	}
+	defer port.Close()
+	s, err := port.State()
+	if err != nil {
+		return err
+	}
+	switch {
+	case wait == api.WaitAuto && !(s.Snooping && s.Querier): // B1: it floods, and keeps no promise about entries
+		return a.iface.agent.WaitReported(ctx, groups...)
+	case !s.Snooping:
+		return fmt.Errorf("bridge %s: snooping is off, so there is no entry to wait for: switch it on, or wait for the report", port.Bridge)
+	}
+	return port.Wait(ctx, groups...)
+}
+
+// port finds the bridge port that the interface is plugged into: that of the veth's other end.
+func (a *attachment) port(ctx context.Context, host *netns.Namespace) (*bridge.Port, error) {
+	s, err := a.iface.agent.State(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := host.Do(func() error { return isPeer(s.Link.Peer, s.Link.Index) }); err != nil {
+		return nil, fmt.Errorf("interface %s: %w", s.Link.Name, err)
+	}
+	return bridge.FindPort(host, s.Link.Peer)
+}
+
+// isPeer makes sure that the link with index peer in this namespace is the other end of the container's veth: the
+// number alone could be that of any link, if the other end is in a third namespace.
+func isPeer(peer, index int) error {
+	if peer == 0 {
+		return bridge.ErrNotPort
+	}
+	l, err := netlink.LinkByIndex(peer)
+	if _, gone := errors.AsType[netlink.LinkNotFoundError](err); gone {
+		return bridge.ErrNotPort
+	}
+	if err != nil {
+		return err
+	}
+	if l.Type() != "veth" || l.Attrs().ParentIndex != index {
+		return bridge.ErrNotPort
+	}
+	return nil
+}
+
+// check proves that the declared groups of an attachment are forwarded: the listener is alive, the groups are
+// reported, and the bridge has entries for them or floods. What an application has joined by itself is not judged.
+func (d *Daemon) check(ctx context.Context, r *api.Request) error {
+	a := d.lookup(r.Attachment)
+	if a == nil {
+		return types.NewError(types.ErrUnknownContainer, fmt.Sprintf(
+			"attachment %v: mldd does not know it, for it was restarted or never saw the ADD: add the container again", r.Attachment), "")
+	}
+	t, err := d.target(r)
+	if err != nil {
+		return err
+	}
+	defer t.close()
+	if a.iface.id != t.id {
+		return types.NewError(api.CodeNotReady, fmt.Sprintf(
+			"attachment %v: interface %s is not the one that was attached: it was made anew, or is in another namespace", a.key, a.key.IfName), "")
+	}
+	if !a.settings.Equal(*r.Settings) {
+		return types.NewError(api.CodeNotReady, fmt.Sprintf("attachment %v: was added with other settings", a.key), "")
+	}
+	if !a.iface.alive() {
+		return types.NewError(api.CodeNotReady, fmt.Sprintf("attachment %v: the listener has ended: %v", a.key, a.iface.agent.Err()), "")
+	}
+	ctx, cancel := context.WithTimeout(ctx, checkGrace)
+	defer cancel()
+	if err := a.forwarded(ctx, t.host); err != nil {
+		return types.NewError(api.CodeNotReady, fmt.Sprintf("attachment %v: %v", a.key, err), "")
+	}
+	return nil
+}
+
+// checkGrace is the time that CHECK gives a group to be reported and entered: right after ADD it may still be on
+// its way.
+const checkGrace = time.Second
+
+func (a *attachment) forwarded(ctx context.Context, host *netns.Namespace) error {
+	groups := addrs(a.settings)
+	s, err := a.iface.agent.State(ctx)
+	if err != nil {
+		return err
+	}
+	if !s.Link.Up {
+		return fmt.Errorf("interface %s is down", s.Link.Name)
+	}
+	if len(groups) == 0 {
+		return nil
+	}
+	if err := a.iface.agent.WaitReported(ctx, groups...); err != nil {
+		return err
+	}
+	port, err := a.port(ctx, host)
+	if errors.Is(err, bridge.ErrNotPort) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer port.Close()
+	state, err := port.State()
+	if err != nil {
+		return err
+	}
+	if !state.Snooping || !state.Querier { // B1: floods; the entry rightly expires
+		return nil
+	}
+	return port.Wait(ctx, groups...)
+}

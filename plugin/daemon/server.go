@@ -1,0 +1,166 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
+)
+
+const (
+	// requestTimeout is how long a client may take to send a request, or to take an answer.
+	requestTimeout = 10 * time.Second
+	// workTimeout is how long a request may take beside the wait for readiness.
+	workTimeout = 10 * time.Second
+	// maxConnections is how many clients are served at once; further ones wait in the socket's backlog.
+	maxConnections = 256
+)
+
+// accept serves clients until the listener is closed.
+func (d *Daemon) accept(ctx context.Context, connections *sync.WaitGroup) {
+	places := make(chan struct{}, maxConnections)
+	for {
+		places <- struct{}{}
+		conn, err := d.listener.AcceptUnix()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil { // out of descriptors, most likely: those of the clients served now will come back
+			d.log.Error("client not accepted", "err", err)
+			<-places
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(100 * time.Millisecond):
+				continue
+			}
+		}
+		connections.Go(func() {
+			defer func() { <-places }()
+			defer conn.Close()
+			defer context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Now()) })()
+			if err := d.serve(ctx, conn); err != nil && ctx.Err() == nil {
+				d.log.Warn("client dropped", "err", err)
+			}
+		})
+	}
+}
+
+// serve answers the requests of one client.
+func (d *Daemon) serve(ctx context.Context, conn *net.UnixConn) error {
+	if err := checkPeer(conn); err != nil {
+		return err
+	}
+	for {
+		if err := conn.SetReadDeadline(time.Now().Add(d.patience)); err != nil {
+			return err
+		}
+		if ctx.Err() != nil { // only now: from here on the end of ctx moves the deadline
+			return nil
+		}
+		r, err := api.ReadRequest(conn)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		var fault *types.Error
+		if err != nil && !errors.As(err, &fault) {
+			return err
+		}
+		answer := &api.Answer{Error: fault}
+		if fault == nil {
+			answer = d.handle(ctx, r)
+			r.Close()
+		}
+		if err := conn.SetWriteDeadline(time.Now().Add(d.patience)); err != nil {
+			return err
+		}
+		if err := api.WriteAnswer(conn, answer); err != nil {
+			return err
+		}
+		if fault != nil {
+			return fault // the place of the next line is lost
+		}
+	}
+}
+
+// checkPeer refuses clients of other users, whom the mode of the socket keeps away already.
+func checkPeer(conn *net.UnixConn) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var cred *unix.Ucred
+	var credErr error
+	if err := raw.Control(func(fd uintptr) {
+		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); err != nil {
+		return err
+	}
+	if credErr != nil {
+		return fmt.Errorf("peer credentials: %w", credErr)
+	}
+	if cred.Uid != 0 && int(cred.Uid) != os.Geteuid() {
+		return fmt.Errorf("process %d of user %d may not use this socket", cred.Pid, cred.Uid)
+	}
+	return nil
+}
+
+// handle does what a request asks for. The request stays the caller's to close.
+func (d *Daemon) handle(ctx context.Context, r *api.Request) *api.Answer {
+	if r.Op == api.OpStatus {
+		return &api.Answer{Status: d.status()}
+	}
+	timeout := workTimeout
+	if r.Settings != nil {
+		timeout += time.Duration(r.Settings.Ready.Timeout)
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+
+	log := d.log.With("op", r.Op, "network", r.Network, "container", r.ContainerID, "ifname", r.IfName)
+	begin := time.Now()
+	answer, err := d.dispatch(ctx, r)
+	if err != nil {
+		answer = &api.Answer{Error: asTypesError(err)}
+		log.Warn("request refused", "err", err, "dur", time.Since(begin))
+		return answer
+	}
+	log.Info("request done", "degraded", answer.Degraded, "dur", time.Since(begin))
+	return answer
+}
+
+func (d *Daemon) dispatch(ctx context.Context, r *api.Request) (*api.Answer, error) {
+	leave, err := d.attaching.enter(ctx, r.Attachment)
+	if err != nil {
+		return nil, types.NewError(types.ErrTryAgainLater,
+			fmt.Sprintf("attachment %v: another request for it is still at work: try again", r.Attachment), "")
+	}
+	defer leave()
+	switch r.Op {
+	case api.OpAdd:
+		degraded, err := d.add(ctx, r)
+		return &api.Answer{Degraded: degraded}, err
+	case api.OpDel:
+		return &api.Answer{}, d.del(ctx, r.Attachment)
+	case api.OpCheck:
+		return &api.Answer{}, d.check(ctx, r)
+	}
+	return nil, types.NewError(types.ErrDecodingFailure, fmt.Sprintf("request: op %q is unknown", r.Op), "")
+}
+
+// asTypesError gives an error the code that it carries, or the internal one.
+func asTypesError(err error) *types.Error {
+	if e, ok := errors.AsType[*types.Error](err); ok {
+		return e
+	}
+	return types.NewError(types.ErrInternal, err.Error(), "")
+}

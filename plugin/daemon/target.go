@@ -1,0 +1,66 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"net"
+
+	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/seed-aaab8e3a/cni-mld/mld/netns"
+	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
+)
+
+// A target is what a request points at: an interface in a container's namespace, seen from the host's.
+type target struct {
+	name  string
+	id    interfaceID
+	netns *netns.Namespace // nil once an iface has taken it over
+	host  *netns.Namespace
+}
+
+// target opens what a request points at and takes over its descriptors.
+func (d *Daemon) target(r *api.Request) (*target, error) {
+	t := &target{name: r.IfName}
+	if err := t.open(r, d.home.Cookie()); err != nil {
+		return nil, errors.Join(err, t.close())
+	}
+	return t, nil
+}
+
+func (t *target) open(r *api.Request, home uint64) (err error) {
+	netnsFile, hostFile := r.Netns, r.HostNetns
+	r.Netns, r.HostNetns = nil, nil
+	if t.host, err = netns.FromFile(hostFile); err != nil {
+		return errors.Join(types.NewError(types.ErrIOFailure, fmt.Sprintf("the caller's own namespace: %v", err), ""), netnsFile.Close())
+	}
+	if t.netns, err = netns.FromFile(netnsFile); err != nil {
+		return badEnv("CNI_NETNS", r.NetnsPath, err.Error())
+	}
+	if c := t.netns.Cookie(); c == t.host.Cookie() || c == home {
+		return badEnv("CNI_NETNS", r.NetnsPath, "is the host's namespace: a container's own is needed")
+	}
+	t.id.netns = t.netns.Cookie()
+	return t.netns.Do(func() error {
+		i, err := net.InterfaceByName(r.IfName)
+		if err != nil {
+			return badEnv("CNI_IFNAME", r.IfName, fmt.Sprintf("not found in %s: %v", r.NetnsPath, err))
+		}
+		t.id.index = i.Index
+		return nil
+	})
+}
+
+func badEnv(variable, value, why string) error {
+	return types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("%s: %q: %s", variable, value, why), "")
+}
+
+func (t *target) close() error {
+	var errs []error
+	for _, ns := range []*netns.Namespace{t.netns, t.host} {
+		if ns != nil {
+			errs = append(errs, ns.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
