@@ -1,0 +1,99 @@
+# `make help` lists what there is. Needs Go, GNU make, git and, for `make race`, a C compiler.
+
+FUZZTIME ?= 30s
+TESTFLAGS ?=
+INSTALL ?= 1
+PREFIX ?= /opt/cni
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+
+GOLANGCI_VERSION := v2.12.2
+GOLANGCI := bin/tools/golangci-lint-$(GOLANGCI_VERSION)
+
+# program:package of Debian, for what the tests run beside Go; util-linux is always there
+TOOLS := ip:iproute2 bridge:iproute2 tshark:tshark nft:nftables
+
+# an ordinary user's PATH lacks the directory of ip, bridge and nft
+export PATH := $(PATH):/usr/sbin:/sbin
+
+.DEFAULT_GOAL := help
+.PHONY: help build test race fuzz lint demo conformance tidy-check tools install clean
+
+help: ## this list
+	@echo 'usage: make TARGET [VARIABLE=value]'
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo '  FUZZTIME=30s      how long each target is fuzzed'
+	@echo '  TESTFLAGS=        more flags for test and race, such as "-run TestV1_14 -v"'
+	@echo '  INSTALL=0         only name the missing programs, even as root'
+	@echo '  PREFIX=/opt/cni   install into $$(DESTDIR)$$(PREFIX)/bin'
+
+# The version says which commit it is; asking git a second time fails where the tree belongs to another user.
+build: ## build the static programs bin/mld and bin/mldd
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)' -o bin/mld ./plugin
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)' -o bin/mldd ./plugin/mldd
+
+test: tools ## run all tests; needs no privilege where user namespaces are allowed
+	go test -count=1 -timeout 5m $(TESTFLAGS) ./...
+
+race: tools ## run all tests under the race detector
+	CGO_ENABLED=1 go test -race -count=1 -timeout 10m $(TESTFLAGS) ./...
+
+fuzz: ## fuzz every target in turn for FUZZTIME, until the first failure
+	@grep -rEo '^func Fuzz[[:alnum:]_]+' --include='*_test.go' . | sort | \
+	sed 's,^\./\(.*\)/[^/]*:func ,\1 ,' | { \
+		found=0; \
+		while read -r package target; do \
+			found=$$((found + 1)); \
+			echo "== fuzz $$package $$target for $(FUZZTIME)"; \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime '$(FUZZTIME)' "./$$package" </dev/null || exit 1; \
+		done; \
+		test $$found -gt 0 || { echo 'fuzz: no target found' >&2; exit 1; }; \
+	}
+
+lint: $(GOLANGCI) ## check with go vet, gofmt and golangci-lint
+	go vet ./...
+	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || \
+		{ echo "not formatted, run gofmt -w on:" $$unformatted >&2; exit 1; }
+	$(GOLANGCI) run ./...
+
+$(GOLANGCI):
+	GOBIN='$(CURDIR)/bin/tools' go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+	mv bin/tools/golangci-lint '$@'
+
+demo: build tools ## show it at work in namespaces of its own
+	go run ./e2e/demo
+
+conformance: ## write CONFORMANCE.md anew from the tests
+	go test -count=1 ./e2e/house -run Conformance -update
+
+tidy-check: ## fail if go.mod or go.sum is not what go mod tidy would write
+	go mod tidy -diff
+
+tools: ## install the programs that the tests call, or name the missing ones
+	@missing=''; packages=''; \
+	for tool in $(TOOLS); do \
+		program=$${tool%%:*}; package=$${tool#*:}; \
+		command -v "$$program" >/dev/null && continue; \
+		missing="$$missing $$program"; \
+		case " $$packages " in *" $$package "*) ;; *) packages="$${packages:+$$packages }$$package" ;; esac; \
+	done; \
+	test -n "$$missing" || exit 0; \
+	install="apt-get install -y --no-install-recommends $$packages"; \
+	if [ '$(INSTALL)' = 0 ] || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+		echo "missing:$$missing (package $$packages); as root: $$install" >&2; exit 1; \
+	fi; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	echo "$$install"; \
+	$$install </dev/null || { echo 'apt-get update'; apt-get update && echo "$$install" && $$install </dev/null; }
+
+# Renamed into place: a program that is running cannot be written to.
+install: build ## install both programs for CNI
+	install -d '$(DESTDIR)$(PREFIX)/bin'
+	for program in mld mldd; do \
+		install -m 0755 "bin/$$program" "$(DESTDIR)$(PREFIX)/bin/.$$program.new" && \
+		mv -f "$(DESTDIR)$(PREFIX)/bin/.$$program.new" "$(DESTDIR)$(PREFIX)/bin/$$program" || exit 1; \
+	done
+
+clean: ## remove what was built
+	rm -rf bin

@@ -1,0 +1,269 @@
+// Package chain runs a real CNI chain inside a lab: the reference bridge plugin, then mld, through libcni, with the
+// programs of this repository; or mld alone. The end-to-end tests and the demonstration stand on it.
+package chain
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/invoke"
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/containernetworking/cni/pkg/version"
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-aaab8e3a/cni-mld/netnslab"
+	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
+)
+
+// module is the path of this repository's packages.
+const module = "github.com/seed-aaab8e3a/cni-mld"
+
+// IfName is the name of a container's interface.
+const IfName = "eth0"
+
+// Build builds mld, mldd and the reference plugins of go.mod into dir.
+func Build(ctx context.Context, dir string) error {
+	for name, pkg := range map[string]string{
+		"mld":        module + "/plugin",
+		"mldd":       module + "/plugin/mldd",
+		"bridge":     "github.com/containernetworking/plugins/plugins/main/bridge",
+		"host-local": "github.com/containernetworking/plugins/plugins/ipam/host-local",
+	} {
+		cmd := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(dir, name), pkg)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("build %s: %w\n%s", name, err, out)
+		}
+	}
+	return nil
+}
+
+// A Chain is a network configuration that is applied to nodes of a lab.
+type Chain struct {
+	RunDir string // of mldd
+
+	cfg  Config
+	exec *executor
+	cni  *libcni.CNIConfig
+	list *libcni.NetworkConfigList
+}
+
+// Config says what the chain is made of.
+type Config struct {
+	Host    *netnslab.Node
+	Bin     string         // where Build has put the programs
+	Dir     string         // for everything that is left on disk; the caller removes it
+	Bridge  string         // name of the bridge, which the lab may have made before
+	Version string         // of the CNI specification; empty means 1.1.0
+	MLD     map[string]any // keys of mld's configuration; nil: the chain is the bridge plugin alone
+}
+
+// New makes a chain. The daemon is started by the first Add; see [Chain.Stop].
+func New(cfg Config) (*Chain, error) {
+	if cfg.Version == "" {
+		cfg.Version = "1.1.0"
+	}
+	c := &Chain{RunDir: filepath.Join(cfg.Dir, "run"), cfg: cfg, exec: &executor{host: cfg.Host}}
+	if err := os.MkdirAll(c.RunDir, 0o700); err != nil {
+		return nil, err
+	}
+	plugins := []map[string]any{{
+		"type": "bridge", "bridge": cfg.Bridge,
+		"ipam": map[string]any{
+			"type": "host-local", "dataDir": filepath.Join(cfg.Dir, "ipam"),
+			"ranges": [][]map[string]string{{{"subnet": "fd00:1::/64"}}},
+		},
+	}}
+	if cfg.MLD != nil {
+		plugins = append(plugins, c.mld(cfg.MLD))
+	}
+	conflist, err := json.Marshal(map[string]any{"cniVersion": cfg.Version, "name": "lab", "plugins": plugins})
+	if err != nil {
+		return nil, err
+	}
+	if c.list, err = libcni.ConfListFromBytes(conflist); err != nil {
+		return nil, err
+	}
+	c.cni = libcni.NewCNIConfigWithCacheDir([]string{cfg.Bin}, filepath.Join(cfg.Dir, "cache"), c.exec)
+	return c, nil
+}
+
+// mld is the configuration of the plugin mld with the given keys.
+func (c *Chain) mld(keys map[string]any) map[string]any {
+	conf := map[string]any{"type": "mld", "runDir": c.RunDir}
+	maps.Copy(conf, keys)
+	return conf
+}
+
+func (c *Chain) runtimeConf(n *netnslab.Node) *libcni.RuntimeConf {
+	return &libcni.RuntimeConf{ContainerID: n.Name(), NetNS: n.Path(), IfName: IfName}
+}
+
+// Add attaches a node to the network.
+func (c *Chain) Add(ctx context.Context, n *netnslab.Node) (types.Result, error) {
+	return c.cni.AddNetworkList(ctx, c.list, c.runtimeConf(n))
+}
+
+// Check checks a node's attachment.
+func (c *Chain) Check(ctx context.Context, n *netnslab.Node) error {
+	return c.cni.CheckNetworkList(ctx, c.list, c.runtimeConf(n))
+}
+
+// Del detaches a node.
+func (c *Chain) Del(ctx context.Context, n *netnslab.Node) error {
+	return c.cni.DelNetworkList(ctx, c.list, c.runtimeConf(n))
+}
+
+// A Call is one run of the plugin mld by itself, without the chain around it.
+type Call struct {
+	Command     string         // CNI_COMMAND
+	ContainerID string         // CNI_CONTAINERID
+	Netns       string         // CNI_NETNS
+	IfName      string         // CNI_IFNAME; empty means [IfName]
+	Args        string         // CNI_ARGS
+	MLD         map[string]any // keys of mld's configuration; nil means the chain's
+	Stderr      io.Writer      // nil: what mld says there becomes part of an error that is none of CNI's
+}
+
+// Run runs mld as a runtime would after a plugin that has made the interface, and returns its standard output. The
+// error of a plugin that has failed is a *types.Error.
+func (c *Chain) Run(ctx context.Context, call Call) ([]byte, error) {
+	if call.IfName == "" {
+		call.IfName = IfName
+	}
+	if call.MLD == nil {
+		call.MLD = c.cfg.MLD
+	}
+	conf := c.mld(call.MLD)
+	conf["cniVersion"], conf["name"] = c.cfg.Version, c.list.Name
+	if call.Command == "ADD" || call.Command == "CHECK" {
+		conf["prevResult"] = map[string]any{
+			"cniVersion": c.cfg.Version,
+			"interfaces": []map[string]string{{"name": call.IfName, "sandbox": call.Netns}},
+		}
+	}
+	stdin, err := json.Marshal(conf)
+	if err != nil {
+		return nil, err
+	}
+	return c.exec.run(ctx, filepath.Join(c.cfg.Bin, "mld"), stdin, []string{
+		"PATH=" + os.Getenv("PATH"), "CNI_PATH=" + c.cfg.Bin, "CNI_COMMAND=" + call.Command,
+		"CNI_CONTAINERID=" + call.ContainerID, "CNI_NETNS=" + call.Netns, "CNI_IFNAME=" + call.IfName,
+		"CNI_ARGS=" + call.Args,
+	}, call.Stderr)
+}
+
+// Daemon asks the daemon for its status.
+func (c *Chain) Daemon(ctx context.Context) (*api.Status, error) {
+	client, err := api.Dial(ctx, c.RunDir)
+	if err != nil {
+		return nil, err
+	}
+	defer client.Close()
+	answer, err := client.Call(ctx, &api.Request{Op: api.OpStatus})
+	if err != nil {
+		return nil, err
+	}
+	if answer.Error != nil {
+		return nil, answer.Error
+	}
+	return answer.Status, nil
+}
+
+// Stop stops the daemon if one runs, and waits until it has ended.
+func (c *Chain) Stop(ctx context.Context) error {
+	return c.signal(ctx, unix.SIGTERM)
+}
+
+// Kill kills the daemon with SIGKILL, and waits until it has ended.
+func (c *Chain) Kill(ctx context.Context) error {
+	return c.signal(ctx, unix.SIGKILL)
+}
+
+func (c *Chain) signal(ctx context.Context, sig unix.Signal) error {
+	status, err := c.Daemon(ctx)
+	if api.NotRunning(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	fd, err := unix.PidfdOpen(status.PID, unix.PIDFD_NONBLOCK)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("mldd, process %d: %w", status.PID, err)
+	}
+	defer unix.Close(fd)
+	if err := unix.PidfdSendSignal(fd, sig, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("mldd, process %d: %w", status.PID, err)
+	}
+	return waitExit(ctx, fd, status.PID)
+}
+
+// waitExit waits until the process of a pidfd has ended.
+func waitExit(ctx context.Context, fd, pid int) error {
+	for {
+		timeout := 10 * time.Second
+		if deadline, ok := ctx.Deadline(); ok {
+			timeout = time.Until(deadline)
+		}
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(max(timeout, 0).Milliseconds()))
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return err
+		case n == 0:
+			return fmt.Errorf("mldd, process %d: has not ended after %v", pid, timeout)
+		default:
+			return nil
+		}
+	}
+}
+
+// executor runs plugins inside the lab's host namespace.
+type executor struct {
+	host *netnslab.Node
+	version.PluginDecoder
+}
+
+// ExecPlugin implements invoke.Exec.
+func (e *executor) ExecPlugin(ctx context.Context, plugin string, stdin []byte, environ []string) ([]byte, error) {
+	return e.run(ctx, plugin, stdin, environ, nil)
+}
+
+func (e *executor) run(ctx context.Context, plugin string, stdin []byte, environ []string, log io.Writer) ([]byte, error) {
+	cmd := e.host.Command(ctx, plugin)
+	cmd.Stdin = bytes.NewReader(stdin)
+	cmd.Env = environ
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	if log != nil {
+		cmd.Stderr = log
+	}
+	out, err := cmd.Output()
+	if err == nil {
+		return out, nil
+	}
+	var said types.Error
+	if jsonErr := json.Unmarshal(out, &said); jsonErr == nil && said.Msg != "" {
+		return nil, &said
+	}
+	return nil, fmt.Errorf("%s: %w: %s%s", filepath.Base(plugin), err, out, stderr.String())
+}
+
+// FindInPath implements invoke.Exec.
+func (e *executor) FindInPath(plugin string, paths []string) (string, error) {
+	return invoke.FindInPath(plugin, paths)
+}
