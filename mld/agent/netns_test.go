@@ -381,7 +381,8 @@ func TestSecondAgent(t *testing.T) {
 }
 
 // TestStartRefused: what is no interface for MLD is refused by name, and leaves no descriptor open.
-func TestStartRefused(t *testing.T) {
+// On a loopback interface there is nothing to speak and nobody to answer (K27).
+func TestK27_StartRefused(t *testing.T) {
 	pod, _ := pod(t)
 	if out, err := pod.Node().Command(t.Context(), "ip", "tuntap", "add", "dev", "tun0", "mode", "tun").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
