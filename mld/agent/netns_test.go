@@ -100,7 +100,7 @@ func ask(peer *netnslab.Endpoint, addr netip.Addr, maxResponseDelay time.Duratio
 // about reads an MLDv1 message: its type, and the address that it is about.
 func about(f netnslab.Frame) (kind mld.Type, addr netip.Addr) {
 	packet := f.IPv6()
-	if kind = mld.Type(f.ICMPv6()); packet == nil || len(packet) < 72 {
+	if kind = mld.Type(f.ICMPv6()); len(packet) < 72 {
 		return kind, netip.Addr{}
 	}
 	return kind, netip.AddrFrom16([16]byte(packet[56:]))
