@@ -165,7 +165,8 @@ func (l *Link) receive(fd uintptr) bool {
 
 // WritePacket sends an IPv6 packet, whose destination must be multicast, with the Ethernet addresses that belong
 // to it: that of its destination (33:33 and the lower 32 bits, RFC 2464 section 7), and the interface's own as of
-// the last State or Watch. The error is [net.ErrClosed] after Close.
+// the last State or Watch. It does not wait: when the interface's queue is full, that is an error. After Close the
+// error is [net.ErrClosed].
 func (l *Link) WritePacket(packet []byte) error {
 	const ipv6Len, dstOffset = 40, 24
 	if len(packet) < ipv6Len || packet[dstOffset] != 0xff {
@@ -197,9 +198,11 @@ func (l *Link) WritePacket(packet []byte) error {
 	return nil
 }
 
+// send does not wait for room: whoever sets a slow queue on the interface would stop the caller with it, and the
+// protocol is made for lost packets.
 func (l *Link) send(fd uintptr) bool {
 	l.out.n, l.out.err = ignoringEINTR(func() (int, error) { return unix.Write(int(fd), l.frame) })
-	return !errors.Is(l.out.err, unix.EAGAIN)
+	return true
 }
 
 func ignoringEINTR(call func() (int, error)) (int, error) {

@@ -451,3 +451,24 @@ func TestK63_LeavesByItsInterface(t *testing.T) {
 		return f.Endpoint == first && f.ICMPv6() == 130
 	})
 }
+
+// The container's root may put a queue on the interface that lets hardly anything through. Whoever sends gets an error
+// then, and does not wait.
+func TestWritePacketDoesNotWait(t *testing.T) {
+	_, e := cable(t)
+	l := open(t, e) // which gives up after a while, and fails the test
+	out, err := e.Node().Command(t.Context(), "tc", "qdisc", "add", "dev", "eth0", "root", "tbf",
+		"rate", "1kbit", "burst", "2000", "limit", "10000000").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	report := mld.AppendReport(nil, e.LinkLocal(), group)
+	for range 10000 {
+		if err = l.WritePacket(report); err != nil {
+			break
+		}
+	}
+	if !errors.Is(err, unix.EAGAIN) {
+		t.Errorf("got %v, want EAGAIN from a queue that is full", err)
+	}
+}
