@@ -326,6 +326,7 @@ func (l *Listener) SetSource(now time.Time, src netip.Addr) {
 	if src.IsValid() && (!src.Is6() || src.Is4In6() || !src.IsLinkLocalUnicast() && !src.IsUnspecified()) {
 		panic(fmt.Sprintf("listener: source %v is not link-local", src))
 	}
+	t := l.begin(now)
 	src = src.WithZone("") // K62
 	before := l.source
 	l.source = src
@@ -335,7 +336,7 @@ func (l *Listener) SetSource(now time.Time, src netip.Addr) {
 	if l.cfg.Profile == KAME {
 		return // K56, K76: what was not sent is lost
 	}
-	l.announce = sweep{running: true, at: l.begin(now)}
+	l.announce = sweep{running: true, at: t}
 	l.advanceAnnouncement()
 }
 

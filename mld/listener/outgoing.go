@@ -134,6 +134,9 @@ func (l *Listener) nextV2() (Packet, bool) {
 			p.Addr = netip.AddrFrom16(r.addr)
 		}
 		full = l.addRecord(r)
+		if !full && l.records.len == 0 && l.recordsOf == CauseAnswer && l.specific.len == 0 {
+			l.addPlain()
+		}
 	}
 	if l.writer.Len() == 0 {
 		return Packet{}, false
@@ -208,6 +211,25 @@ func (l *Listener) addRecord(r *record) (full bool) {
 	// V2-48: the rest of an exclude list goes unreported. The set is sorted, so it is the same sources every time.
 	l.records.pop()
 	return full
+}
+
+// addPlain adds the records of a general answer as long as they are what most are: of an address that is wanted from
+// any source, which needs no closer look.
+func (l *Listener) addPlain() {
+	const plain = inUse | listening | reportable | exclude
+	var heard flags
+	if l.source.IsLinkLocalUnicast() {
+		heard = reported
+	}
+	for l.current.running && l.writer.Room() >= 0 {
+		e := l.addresses.at(l.current.next)
+		if e.flags&(plain|extended) != plain || e.epoch != l.epoch {
+			return
+		}
+		l.writer.Add(mld.ModeIsExclude, &e.addr, nil)
+		e.set(heard)
+		l.current.take(l.addresses.slots(), 1)
+	}
 }
 
 // wanted tells whether a record says that its address is listened to.

@@ -15,7 +15,8 @@ import (
 // A trace is a run of a listener with each of its calls timed.
 type trace struct {
 	node   *node
-	calls  []uint32 // ns of each
+	now    time.Duration // of the thread
+	calls  []uint32      // ns of each
 	phases []phase
 }
 
@@ -27,7 +28,7 @@ type phase struct {
 
 // newTrace does so much with the addresses that every kind of call is in it.
 func newTrace(version mld.Version, list []netip.Addr, capacity int) *trace {
-	t := &trace{node: newNode(version), calls: make([]uint32, 0, capacity)}
+	t := &trace{node: newNode(version), calls: make([]uint32, 0, capacity), now: threadTime()}
 	query := mld.Message{Type: mld.TypeQuery, Version: version, MulticastAddress: netip.IPv6Unspecified(),
 		MaxResponseCode: 10000, QRV: 2}
 	receive := func() { t.node.l.Receive(t.node.now, querier, query) }
@@ -71,18 +72,20 @@ func (t *trace) begin(name string) { t.phases = append(t.phases, phase{name, len
 
 // call times a call, and then each packet that there is to take.
 func (t *trace) call(f func()) {
-	begin := time.Now()
 	f()
-	t.add(time.Since(begin))
-	begin = time.Now()
+	t.add()
 	for range t.node.l.Outgoing() {
-		t.add(time.Since(begin))
-		begin = time.Now()
+		t.add()
 	}
-	t.add(time.Since(begin))
+	t.add()
 }
 
-func (t *trace) add(d time.Duration) { t.calls = append(t.calls, uint32(d)) }
+// add adds a call that has begun when the one before it ended.
+func (t *trace) add() {
+	now := threadTime()
+	t.calls = append(t.calls, uint32(now-t.now))
+	t.now = now
+}
 
 // rest lets time go on until nothing is due any more.
 func (t *trace) rest() {

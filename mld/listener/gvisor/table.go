@@ -3,12 +3,8 @@ package main
 import (
 	"fmt"
 	"io"
-	"runtime"
 	"slices"
 	"text/tabwriter"
-	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // A line is one figure of the report.
@@ -55,7 +51,7 @@ func (g goal) String() string {
 	case g.most > 0:
 		return fmt.Sprintf("≤ %v", g.most)
 	case g.ratio > 0:
-		return fmt.Sprintf("≤ 1/%.3g", 1/g.ratio)
+		return fmt.Sprintf("≤ 1/%.0f", 1/g.ratio)
 	}
 	return ""
 }
@@ -75,13 +71,13 @@ func (l *line) verdict() string {
 // print writes the lines as a table.
 func print(w io.Writer, lines []*line) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(t, "ours\tpeer\tours/peer\tgoal\t\tunit\t  what\t")
+	fmt.Fprintln(t, "ours\tpeer\tours/peer\tgoal\t\tunit\t  what")
 	for _, l := range lines {
 		peer, ratio := "-", "-"
 		if len(l.peer) > 0 {
 			peer = figure(median(l.peer))
-			if m := median(l.ours); m > 0 {
-				ratio = fmt.Sprintf("1/%.3g", 1/l.ratio())
+			if r := l.ratio(); r > 0 {
+				ratio = "1/" + figure(1/r)
 			}
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t  %s\n",
@@ -108,46 +104,4 @@ func median(list []float64) float64 {
 	sorted := slices.Sorted(slices.Values(list))
 	n := len(sorted)
 	return (sorted[(n-1)/2] + sorted[n/2]) / 2
-}
-
-// A cost is what work has taken for each of its parts.
-type cost struct{ ns, allocations, bytes float64 }
-
-// measure does work that has so many parts.
-func measure(parts int, work func()) cost {
-	var before, after runtime.MemStats
-	runtime.GC()
-	runtime.ReadMemStats(&before)
-	begin := threadTime()
-	work()
-	took := threadTime() - begin
-	runtime.ReadMemStats(&after)
-	n := float64(parts)
-	return cost{
-		ns:          float64(took) / n,
-		allocations: float64(after.Mallocs-before.Mallocs) / n,
-		bytes:       float64(after.TotalAlloc-before.TotalAlloc) / n,
-	}
-}
-
-// threadTime is the processor time that the calling thread has had, to which the goroutine must be locked.
-func threadTime() time.Duration {
-	var t unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t); err != nil {
-		panic(err)
-	}
-	return time.Duration(t.Nano())
-}
-
-// kept is what the heap has grown by, in bytes, while build made something that it returns.
-func kept[T any](build func() T) (bytes float64, built T) {
-	var before, after runtime.MemStats
-	runtime.GC()
-	runtime.GC()
-	runtime.ReadMemStats(&before)
-	built = build()
-	runtime.GC()
-	runtime.GC()
-	runtime.ReadMemStats(&after)
-	return float64(after.HeapAlloc) - float64(before.HeapAlloc), built
 }
