@@ -216,3 +216,10 @@ func isUnspecified(b []byte) bool { return [16]byte(b) == [16]byte{} }
 // isLinkLocal says whether b begins with an address in fe80::/10. (netip's own test takes ::ffff:169.254.0.1
 // for link-local too.)
 func isLinkLocal(b []byte) bool { return b[0] == 0xfe && b[1]&0xc0 == 0x80 }
+
+// SourceSpecific tells whether addr is in the range that IANA has set aside for source-specific multicast, ff3x::/32
+// with any scope x (V2-74, RFC 4607 section 1).
+func SourceSpecific(addr netip.Addr) bool {
+	a := addr.As16()
+	return addr.Is6() && a[0] == 0xff && a[1]>>4 == 3 && a[2] == 0 && a[3] == 0
+}

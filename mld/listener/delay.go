@@ -1,6 +1,33 @@
 package listener
 
-import "time"
+import (
+	"time"
+
+	"github.com/seed-aaab8e3a/cni-mld/mld"
+)
+
+// unsolicitedReportInterval is the configured one, or that of the version in force (V1-7, V2-26, V2-50).
+func (l *Listener) unsolicitedReportInterval() time.Duration {
+	switch {
+	case l.cfg.UnsolicitedReportInterval != 0:
+		return l.cfg.UnsolicitedReportInterval
+	case l.version == mld.Version1:
+		return DefaultUnsolicitedReportIntervalV1
+	}
+	return DefaultUnsolicitedReportIntervalV2
+}
+
+// answerWithin draws the time of an answer: within the Maximum Response Delay, and a little earlier, so that the
+// Report is on the wire in time although the caller's timer is a little late.
+func (l *Listener) answerWithin(t int64, mrd time.Duration) int64 {
+	if mrd == 0 {
+		return t + 1 // V2-32: at the next timer step
+	}
+	if l.cfg.Profile == RFC { // mld6.c keeps nothing back (K30)
+		mrd -= min(5*time.Millisecond, mrd/4)
+	}
+	return l.dueWithin(t, mrd)
+}
 
 // tick is the grid of the KAME profile's timers, the kernel's fast timeout of old (K30, K52).
 const tick = 200 * time.Millisecond

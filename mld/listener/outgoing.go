@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"iter"
 	"net/netip"
-	"slices"
 
 	"github.com/seed-aaab8e3a/cni-mld/mld"
 )
@@ -14,11 +13,12 @@ type Cause uint8
 
 // The causes.
 const (
-	CauseJoined    Cause = iota // the first subscriber of the address
-	CauseRepeat                 // the repeat of such a Report, for robustness
+	CauseJoined    Cause = iota // MLDv1: the first subscriber of the address
+	CauseRepeat                 // MLDv1: the repeat of such a Report, for robustness
+	CauseAnnounced              // MLDv1: sending has become possible, or the source address is a new one
+	CauseLeft                   // MLDv1: the last subscriber has left: a Done
+	CauseChanged                // MLDv2: what is wanted has changed, and the repeats that tell so again
 	CauseAnswer                 // a Query asked for it
-	CauseAnnounced              // sending has become possible, or the source address is a new one
-	CauseLeft                   // the last subscriber has left: a Done
 )
 
 func (c Cause) String() string {
@@ -27,102 +27,194 @@ func (c Cause) String() string {
 		return "joined"
 	case CauseRepeat:
 		return "repeat"
-	case CauseAnswer:
-		return "answer"
 	case CauseAnnounced:
 		return "announced"
 	case CauseLeft:
 		return "left"
+	case CauseChanged:
+		return "changed"
+	case CauseAnswer:
+		return "answer"
 	}
 	return fmt.Sprintf("Cause(%d)", uint8(c))
 }
 
 // A Packet is a message to be sent on the interface.
 type Packet struct {
-	Dst   netip.Addr // where to; multicast
-	Addr  netip.Addr // the multicast address that it speaks of
-	Cause Cause
-	Bytes []byte // from the IPv6 header on; valid until the iteration goes on
+	Dst     netip.Addr // where to; multicast
+	Addr    netip.Addr // the multicast address that it speaks of, the first one of a version 2 Report
+	Records int        // of a version 2 Report; else 0
+	Cause   Cause
+	Bytes   []byte // from the IPv6 header on; valid until the iteration goes on
 }
 
-// outgoing is a packet not yet built: a Done if the cause is CauseLeft, else a Report.
+// Outgoing yields the packets that are to be sent now, in the order in which they came up. What has been yielded
+// is the caller's to send and will not come again; the caller may stop at any packet and go on with another call.
+// The listener must not be changed while the iteration waits for its caller.
+func (l *Listener) Outgoing() iter.Seq[Packet] {
+	return func(yield func(Packet) bool) {
+		for {
+			p, ok := l.nextV1()
+			if !ok {
+				p, ok = l.nextV2()
+			}
+			if !ok {
+				return
+			}
+			if l.canSend() && !yield(p) {
+				return
+			}
+		}
+	}
+}
+
+// outgoing is a message of version 1 not yet built: a Done if the cause is CauseLeft, else a Report.
 type outgoing struct {
-	addr  [16]byte
+	addr  addr
 	slot  uint32 // of addr, for a Report
 	cause Cause
 }
 
-// queue is a first-in, first-out queue made of pieces like a slab.
-type queue struct {
-	pieces [][]outgoing
-	head   int // the first element, in the first piece
-	len    int
-	buf    []byte // of the packet being built
-}
-
-func (q *queue) push(o outgoing) {
-	piece := (q.head + q.len) / pieceSize
-	if piece == len(q.pieces) {
-		q.pieces = append(q.pieces, newPiece[outgoing](piece == 0))
-	}
-	q.pieces[piece] = append(q.pieces[piece], o)
-	q.len++
-}
-
-func (q *queue) pop() (outgoing, bool) {
-	if q.len == 0 {
-		return outgoing{}, false
-	}
-	o := q.pieces[0][q.head]
-	q.head++
-	q.len--
-	switch {
-	case q.len == 0: // a queue that is drained now and then stays in its first piece
-		q.pieces[0] = q.pieces[0][:0]
-		q.head = 0
-	case q.head == pieceSize:
-		empty := q.pieces[0][:0]
-		q.pieces = slices.Delete(q.pieces, 0, 1)
-		q.head = 0
-		if len(q.pieces)*pieceSize < q.len+pieceSize { // one spare piece is kept
-			q.pieces = append(q.pieces, empty)
-		}
-	}
-	return o, true
-}
-
 func (l *Listener) send(o outgoing) { l.out.push(o) }
 
-// Outgoing yields the packets that are to be sent now, in the order in which they came up. What has been yielded
-// is the caller's to send and will not come again; the caller may stop at any packet and go on with another call.
-func (l *Listener) Outgoing() iter.Seq[Packet] {
-	return func(yield func(Packet) bool) {
-		for {
-			o, ok := l.out.pop()
-			if !ok {
-				return
-			}
-			if l.canSend() && !yield(l.build(o)) {
-				return
-			}
-		}
+// nextV1 builds the next message of version 1.
+func (l *Listener) nextV1() (Packet, bool) {
+	o, ok := l.out.pop()
+	if !ok {
+		return Packet{}, false
 	}
-}
-
-func (l *Listener) build(o outgoing) Packet {
-	addr := netip.AddrFrom16(o.addr)
-	p := Packet{Dst: addr, Addr: addr, Cause: o.cause} // V1-8, K60
+	a := netip.AddrFrom16(o.addr)
+	p := Packet{Dst: a, Addr: a, Cause: o.cause} // V1-8, K60
 	if o.cause == CauseLeft {
 		p.Dst = mld.AllRouters // V1-9, K60
-		l.out.buf = mld.AppendDone(l.out.buf[:0], l.source, addr)
+		l.buf = mld.AppendDone(l.buf[:0], l.source, a)
 		l.counters.DonesSent++
 	} else {
-		l.out.buf = mld.AppendReport(l.out.buf[:0], l.source, addr)
+		l.buf = mld.AppendReport(l.buf[:0], l.source, a)
 		l.counters.ReportsSent++
 		if e := l.addresses.at(o.slot); e.addr == o.addr && !l.source.IsUnspecified() {
 			e.set(reported)
 		}
 	}
-	p.Bytes = l.out.buf
-	return p
+	p.Bytes = l.buf
+	return p, true
+}
+
+// A record is a Multicast Address Record to be sent.
+type record struct {
+	kind    mld.RecordType
+	addr    addr
+	sources []addr
+}
+
+// records are the records of one address, which go into the next packets.
+type records struct {
+	list [2]record
+	len  int
+}
+
+func (r *records) push(rec record) { r.list[r.len] = rec; r.len++ }
+
+func (r *records) pop() { r.list[0] = r.list[1]; r.list[1] = record{}; r.len-- }
+
+// nextV2 builds the next version 2 Report: as many records as fit (V2-46), all for the same cause.
+func (l *Listener) nextV2() (Packet, bool) {
+	l.writer.Reset(l.mtu)
+	p := Packet{Dst: mld.AllMLDv2Routers, Cause: l.recordsOf} // V2-1
+	for full := false; !full; {
+		if l.records.len == 0 && !l.nextRecords(&p) {
+			break
+		}
+		r := &l.records.list[0]
+		if l.writer.Len() == 0 {
+			p.Addr = netip.AddrFrom16(r.addr)
+		}
+		full = l.addRecord(r)
+	}
+	if l.writer.Len() == 0 {
+		return Packet{}, false
+	}
+	p.Records = l.writer.Len()
+	p.Bytes = l.writer.Packet(l.source)
+	l.counters.ReportsSent++
+	return p, true
+}
+
+// nextRecords fetches the records of one more address, for the cause that the packet has if it has any records.
+func (l *Listener) nextRecords(p *Packet) bool {
+	for l.records.len == 0 {
+		begun := l.writer.Len() > 0
+		if !begun || p.Cause == CauseChanged {
+			if slot, ok := l.changes.pop(); ok {
+				l.recordsOf = CauseChanged
+				if l.settle(slot) && l.addresses.at(slot).has(changeQueued) {
+					l.transmitChange(slot)
+				}
+				continue
+			}
+		}
+		if begun && p.Cause != CauseAnswer {
+			return false
+		}
+		l.recordsOf = CauseAnswer
+		if slot, ok := l.specific.pop(); ok {
+			if l.settle(slot) && l.addresses.at(slot).has(answerQueued) {
+				l.transmitAnswer(slot)
+			}
+			continue
+		}
+		if !l.nextCurrent() {
+			return false
+		}
+	}
+	p.Cause = l.recordsOf
+	return true
+}
+
+// nextCurrent fetches the record of the next address of a general answer (V2-40); false: there is none left.
+func (l *Listener) nextCurrent() bool {
+	for l.current.running {
+		slot, _ := l.current.take(l.addresses.slots(), 1)
+		if slot < l.addresses.slots() && l.settle(slot) {
+			l.transmitCurrent(slot)
+		}
+		if l.records.len > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// addRecord adds a record to the packet, or as much of it as fits, and tells whether the packet is full.
+func (l *Listener) addRecord(r *record) (full bool) {
+	room := l.writer.Room()
+	switch {
+	case room >= len(r.sources):
+		l.writer.Add(r.kind, &r.addr, r.sources)
+		l.noteReported(r)
+		l.records.pop()
+		return false
+	case l.writer.Len() > 0:
+		return true
+	case r.kind == mld.ModeIsExclude || r.kind == mld.ChangeToExclude:
+		// V2-48: the rest goes unreported, and the set is sorted, so that it is the same sources every time.
+		l.writer.Add(r.kind, &r.addr, r.sources[:room])
+		l.noteReported(r)
+		l.records.pop()
+	default: // V2-47: disjoint parts, each in a Report of its own
+		l.writer.Add(r.kind, &r.addr, r.sources[:room])
+		l.noteReported(r)
+		r.sources = r.sources[room:]
+	}
+	return true
+}
+
+// noteReported notes that an address has been reported as wanted.
+func (l *Listener) noteReported(r *record) {
+	if l.source.IsUnspecified() || r.kind == mld.BlockOldSources || r.kind == mld.ChangeToInclude && len(r.sources) == 0 {
+		return
+	}
+	if slot, ok := l.addresses.slotOf[r.addr]; ok {
+		l.addresses.at(slot).set(reported)
+	}
 }

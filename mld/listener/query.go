@@ -9,6 +9,10 @@ import (
 // maxPerCall bounds the addresses that one call of Advance deals with, and so its duration.
 const maxPerCall = 2048
 
+// maxAsked bounds the sources recorded for the answer to a specific Query. One more, and the whole record is the
+// answer (V2-73).
+const maxAsked = 1024
+
 // A sweep is something that is to be done to every address and is worked off in pieces.
 type sweep struct {
 	running bool
@@ -20,21 +24,66 @@ type sweep struct {
 func (s *sweep) deadline() int64 { return s.at + int64(s.mrd) }
 
 // take returns the slots of the next piece, and ends the sweep with the last one.
-func (s *sweep) take(slots uint32) (from, to uint32) {
+func (s *sweep) take(slots, piece uint32) (from, to uint32) {
 	from = s.next
-	to = min(from+maxPerCall, slots)
+	to = min(from+piece, slots)
 	s.next = to
 	s.running = to < slots
 	return from, to
 }
 
-func (l *Listener) receiveQuery(t int64, m mld.Message) {
+func (l *Listener) receiveQuery(t int64, m *mld.Message) {
 	l.counters.QueriesHeard++
-	// A node that speaks MLDv1 reads the delay linearly in any Query (V1-26, K21, RFC 2710 section 3.7).
-	mrd := time.Duration(m.MaxResponseCode) * time.Millisecond
+	older := m.Version == mld.Version1
+	if older && l.cfg.Version == mld.Version2 {
+		return // V2-56, section 10.1: no fallback, whoever asks for it
+	}
+	if older {
+		l.countSourceOnly(m)
+	}
+	if older && l.cfg.Version != mld.Version1 {
+		l.heardOlder(t)
+	}
+	if l.version == mld.Version1 {
+		// V1-26, V2-51, K21: a node in MLDv1 mode reads the delay linearly, in any Query (V2-52).
+		l.receiveQueryV1(t, m, time.Duration(m.MaxResponseCode)*time.Millisecond)
+	} else {
+		l.learn(m)
+		l.receiveQueryV2(t, m, m.MaxResponseDelay())
+	}
+	if m.MulticastAddress.IsUnspecified() {
+		l.queryResponseInterval = m.MaxResponseDelay() // V2-68
+	}
+}
+
+// learn takes over the querier's variables.
+func (l *Listener) learn(m *mld.Message) {
+	l.robustness = uint8(l.cfg.Robustness)
+	if m.QRV != 0 {
+		l.robustness = m.QRV // V2-13, V2-83
+	}
+	l.queryInterval = defaultQueryInterval
+	if m.QQIC != 0 {
+		l.queryInterval = m.QueryInterval() // V2-14
+	}
+}
+
+// countSourceOnly counts a Query of version 1 that concerns an SSM address: an error to be logged (V2-59, V2-79).
+func (l *Listener) countSourceOnly(m *mld.Message) {
+	if l.sourceOnly == 0 {
+		return
+	}
+	if a := m.MulticastAddress; a.IsUnspecified() || l.cfg.SourceSpecific(a) {
+		l.counters.SourceSpecificQueriesV1++
+	}
+}
+
+// The answers of MLDv1: a timer for each address.
+
+func (l *Listener) receiveQueryV1(t int64, m *mld.Message, mrd time.Duration) {
 	if !m.MulticastAddress.IsUnspecified() {
-		if slot, ok := l.addresses.find(m.MulticastAddress); ok { // V1-11, V1-12, K35
-			l.query(slot, t, mrd)
+		if slot, ok := l.find(m.MulticastAddress.As16()); ok { // V1-11, V1-12, K35
+			l.queryV1(slot, t, mrd)
 		}
 		return
 	}
@@ -60,24 +109,26 @@ func (l *Listener) advanceAnswers() {
 		return
 	}
 	s := l.answers
-	from, to := l.answers.take(l.addresses.slots())
+	from, to := l.answers.take(l.addresses.slots(), maxPerCall)
 	for slot := from; slot < to; slot++ { // V1-11, K34: one draw for each address (V1-13)
-		l.query(slot, s.at, s.mrd)
+		if l.settle(slot) {
+			l.queryV1(slot, s.at, s.mrd)
+		}
 	}
 	if !l.answers.running {
 		l.answers, l.queued = l.queued, sweep{}
 	}
 }
 
-// query is the event "query received" of RFC 2710 section 5 for one address.
-func (l *Listener) query(slot uint32, t int64, mrd time.Duration) {
+// queryV1 is the event "query received" of RFC 2710 section 5 for one address.
+func (l *Listener) queryV1(slot uint32, t int64, mrd time.Duration) {
 	e := l.addresses.at(slot)
-	if !e.has(reportable) { // V1-22, V1-36; free slots are not reportable either
+	if !e.has(reportable) { // V1-22, V1-36
 		return
 	}
 	if mrd == 0 { // V1-15, K33; this is also what keeps a draw from an empty range away (K32)
 		e.repeats = 0
-		l.report(slot, CauseAnswer)
+		l.reportV1(slot, CauseAnswer)
 		l.armRepeat(t, slot)
 		return
 	}
@@ -86,28 +137,102 @@ func (l *Listener) query(slot uint32, t int64, mrd time.Duration) {
 	}
 	e.repeats = 0 // V1-37: what was a pending repeat is an answer now
 	e.clear(repeating)
-	l.timers.set(&l.addresses, slot, l.dueWithin(t, mrd-l.margin(mrd))) // V1-13, V1-14, K36, K37
+	l.timers.set(&l.addresses, slot, reportTimer, l.answerWithin(t, mrd)) // V1-13, V1-14, K36, K37
 }
 
-// margin is what is kept back of a Maximum Response Delay, so that the Report is on the wire in time although the
-// caller's timer is a little late. The KAME profile keeps nothing back (K30).
-func (l *Listener) margin(mrd time.Duration) time.Duration {
-	if l.cfg.Profile == KAME {
-		return 0
+// The answers of MLDv2: one Interface Timer, and a timer for an address that is asked for by name (V2-33).
+
+func (l *Listener) receiveQueryV2(t int64, m *mld.Message, mrd time.Duration) {
+	due := l.answerWithin(t, mrd)
+	if l.general < due {
+		return // V2-35, rule 1
 	}
-	return min(5*time.Millisecond, mrd/4)
+	if m.MulticastAddress.IsUnspecified() {
+		l.general = due // V2-36, rule 2
+		return
+	}
+	slot, ok := l.find(m.MulticastAddress.As16())
+	if !ok || !l.addresses.at(slot).has(reportable) || !l.addresses.at(slot).has(listening) {
+		return // V2-34
+	}
+	x := l.addresses.extend(slot)
+	switch asked := m.Sources; {
+	case x.answer == 0: // V2-37, rule 3
+		x.asked = appendAsked(nil, asked)
+	case asked.Len() == 0 || len(x.asked) == 0: // V2-38, rule 4
+		x.asked = nil
+		due = min(due, l.timers.due(x.answer))
+	default: // V2-39, rule 5
+		x.asked = appendAsked(x.asked, asked)
+		due = min(due, l.timers.due(x.answer))
+	}
+	l.timers.set(&l.addresses, slot, answerTimer, due)
 }
 
-// advanceAnnouncement reports a piece of all addresses anew (V1-30).
+// appendAsked returns the union of recorded and asked sources, or none if they are too many (V2-73).
+func appendAsked(recorded []addr, asked mld.Sources) []addr {
+	if len(recorded)+asked.Len() > maxAsked {
+		return nil
+	}
+	for a := range asked.All() {
+		recorded = append(recorded, a.As16())
+	}
+	return sortAddrs(recorded)
+}
+
+// transmitAnswer appends the record that answers a specific Query for the address.
+func (l *Listener) transmitAnswer(slot uint32) {
+	e := l.addresses.at(slot)
+	e.clear(answerQueued)
+	var asked []addr
+	if m := l.addresses.more(slot); m != nil {
+		asked, m.asked = m.asked, nil // V2-44
+	}
+	switch {
+	case len(asked) == 0:
+		l.transmitCurrent(slot) // V2-41
+	case !e.has(listening): // V2-42 wants a listener still
+	default:
+		l.allow = l.allow[:0]
+		if e.has(exclude) {
+			l.allow = difference(l.allow, asked, l.addresses.sources(slot))
+		} else {
+			l.allow = intersection(l.allow, asked, l.addresses.sources(slot))
+		}
+		if len(l.allow) > 0 { // V2-42, V2-43
+			l.records.push(record{kind: mld.ModeIsInclude, addr: e.addr, sources: l.allow})
+		}
+	}
+	l.release(slot)
+}
+
+// transmitCurrent appends the Current State Record of an address (V2-40, V2-41). What is not listened to has none.
+func (l *Listener) transmitCurrent(slot uint32) {
+	e := l.addresses.at(slot)
+	switch {
+	case !e.has(listening) || !e.has(reportable):
+	case e.has(exclude):
+		l.records.push(record{kind: mld.ModeIsExclude, addr: e.addr, sources: l.addresses.sources(slot)})
+	default: // V2-43: a listener in INCLUDE has sources
+		l.records.push(record{kind: mld.ModeIsInclude, addr: e.addr, sources: l.addresses.sources(slot)})
+	}
+}
+
+// advanceAnnouncement tells a piece of all addresses anew (V1-30, V2-61).
 func (l *Listener) advanceAnnouncement() {
 	if !l.announce.running {
 		return
 	}
 	at := l.announce.at
-	from, to := l.announce.take(l.addresses.slots())
+	from, to := l.announce.take(l.addresses.slots(), maxPerCall)
 	for slot := from; slot < to; slot++ {
-		if l.addresses.at(slot).has(reportable) {
+		e := l.addresses.at(slot)
+		switch {
+		case !l.settle(slot) || !e.has(reportable) || !e.has(listening):
+		case l.version == mld.Version1:
 			l.reportAnew(at, slot, CauseAnnounced)
+		default:
+			l.announceChange(at, slot)
 		}
 	}
 }

@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// State is the state of an address (RFC 2710 section 5). An address without a state is in Non-Listener.
+// State is the state of an address (RFC 2710 section 5). An address without a state is in Non-Listener. In MLDv2 a
+// Delaying Listener is one whose change is still being told.
 type State uint8
 
 // The states.
@@ -22,21 +23,23 @@ func (s State) String() string {
 	return "Idle Listener"
 }
 
-// An Address is what the listener knows of a multicast address.
+// An Address is what the listener knows of a multicast address that somebody listens to.
 type Address struct {
 	Addr         netip.Addr
 	State        State
-	Due          time.Time // in Delaying Listener: when the Report is due
-	Reportable   bool      // false for ff02::1 and scopes 0 and 1
-	Reported     bool      // a Report from a link-local address has been handed out since the first subscriber came
-	LastReporter bool      // this node sent the last Report; a leave owes a Done
+	Due          time.Time  // in Delaying Listener: when the Report is due
+	Mode         FilterMode // of the interface (RFC 9777 section 4.2)
+	Sources      []netip.Addr
+	Reportable   bool // false for ff02::1 and scopes 0 and 1
+	Reported     bool // a Report from a link-local address has been handed out since the first subscriber came
+	LastReporter bool // MLDv1: this node sent the last Report; a leave owes a Done
 	Subscribers  int
 }
 
 // Address tells what the listener knows of addr; false means that it does not listen to it.
-func (l *Listener) Address(addr netip.Addr) (Address, bool) {
-	slot, ok := l.addresses.find(addr)
-	if !ok {
+func (l *Listener) Address(a netip.Addr) (Address, bool) {
+	slot, ok := l.find(a.As16())
+	if !ok || !l.addresses.at(slot).has(listening) {
 		return Address{}, false
 	}
 	return l.describe(slot), true
@@ -47,7 +50,7 @@ func (l *Listener) Address(addr netip.Addr) (Address, bool) {
 func (l *Listener) Snapshot() iter.Seq[Address] {
 	return func(yield func(Address) bool) {
 		for slot := range l.addresses.slots() {
-			if l.addresses.at(slot).has(listening) && !yield(l.describe(slot)) {
+			if l.settle(slot) && l.addresses.at(slot).has(listening) && !yield(l.describe(slot)) {
 				return
 			}
 		}
@@ -58,10 +61,14 @@ func (l *Listener) describe(slot uint32) Address {
 	e := l.addresses.at(slot)
 	a := Address{
 		Addr:         netip.AddrFrom16(e.addr),
+		Mode:         e.mode(),
 		Reportable:   e.has(reportable),
 		Reported:     e.has(reported),
-		LastReporter: e.has(lastReporter),
+		LastReporter: e.has(reportable) && !e.has(otherReporter),
 		Subscribers:  l.addresses.subscribers(slot),
+	}
+	for _, s := range l.addresses.sources(slot) {
+		a.Sources = append(a.Sources, netip.AddrFrom16(s))
 	}
 	if e.timer != 0 {
 		a.State = DelayingListener
@@ -79,8 +86,12 @@ type Counters struct {
 	QueriesHeard uint64
 	ReportsHeard uint64 // version 1, from other nodes
 	Suppressed   uint64 // own Reports left out because another node's was heard
-	ReportsSent  uint64
+	ReportsSent  uint64 // of both versions
 	DonesSent    uint64
+
+	// SourceSpecificQueriesV1 counts Queries of version 1 that concerned an SSM address: an error somewhere on the
+	// link (RFC 4604 sections 2.2.3 and 2.2.5).
+	SourceSpecificQueriesV1 uint64
 }
 
 // Counters returns the counters.

@@ -6,11 +6,30 @@ type timers struct {
 	heap slab[timer]
 }
 
-// A timer is due at a time of the listener's own and belongs to the address in slot, whose timer field is the
-// timer's place in the heap plus one.
+// A timer is due at a time of the listener's own and belongs to the address in slot, which knows the timer's place in
+// the heap.
 type timer struct {
 	due  int64
 	slot uint32
+	kind timerKind
+}
+
+type timerKind uint8
+
+const (
+	reportTimer timerKind = iota // MLDv2: the next State Change Report; MLDv1: the timer of RFC 2710 section 5
+	answerTimer                  // MLDv2: the answer to a specific Query
+)
+
+// place is where an address keeps the place of its timer in the heap, plus one; nil if it can have no such timer now.
+func (t *table) place(slot uint32, kind timerKind) *uint32 {
+	if kind == reportTimer {
+		return &t.at(slot).timer
+	}
+	if m := t.more(slot); m != nil {
+		return &m.answer
+	}
+	return nil
 }
 
 const heapArity = 4
@@ -23,22 +42,22 @@ func (h *timers) next() (int64, bool) {
 	return h.heap.at(0).due, true
 }
 
-// expired returns the address whose timer is the earliest of those due at t. It goes on running.
-func (h *timers) expired(t int64) (slot uint32, ok bool) {
+// expired returns the earliest timer of those due at t. It goes on running.
+func (h *timers) expired(t int64) (timer, bool) {
 	if due, ok := h.next(); !ok || due > t {
-		return 0, false
+		return timer{}, false
 	}
-	return h.heap.at(0).slot, true
+	return *h.heap.at(0), true
 }
 
-// due tells the due time of a running timer.
-func (h *timers) due(timer uint32) int64 { return h.heap.at(timer - 1).due }
+// due tells when a running timer is due.
+func (h *timers) due(place uint32) int64 { return h.heap.at(place - 1).due }
 
-// set starts the timer of an address, or moves it.
-func (h *timers) set(addresses *table, slot uint32, due int64) {
-	i := addresses.at(slot).timer
+// set starts a timer of an address, or moves it. The address must have a place for it.
+func (h *timers) set(addresses *table, slot uint32, kind timerKind, due int64) {
+	i := *addresses.place(slot, kind)
 	if i == 0 {
-		h.heap.push(timer{due: due, slot: slot})
+		h.heap.push(timer{due: due, slot: slot, kind: kind})
 		h.up(addresses, h.heap.len-1)
 		return
 	}
@@ -46,14 +65,14 @@ func (h *timers) set(addresses *table, slot uint32, due int64) {
 	h.fix(addresses, i-1)
 }
 
-// stop stops the timer of an address, if it runs.
-func (h *timers) stop(addresses *table, slot uint32) {
-	e := addresses.at(slot)
-	if e.timer == 0 {
+// stop stops a timer of an address, if it runs.
+func (h *timers) stop(addresses *table, slot uint32, kind timerKind) {
+	place := addresses.place(slot, kind)
+	if place == nil || *place == 0 {
 		return
 	}
-	i := e.timer - 1
-	e.timer = 0
+	i := *place - 1
+	*place = 0
 	last := h.heap.pop()
 	if i == h.heap.len {
 		return
@@ -110,5 +129,5 @@ func (h *timers) down(addresses *table, i uint32) {
 
 func (h *timers) place(addresses *table, i uint32, t timer) {
 	*h.heap.at(i) = t
-	addresses.at(t.slot).timer = i + 1
+	*addresses.place(t.slot, t.kind) = i + 1
 }
