@@ -2,11 +2,13 @@ package netnslab
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/mdlayher/socket"
@@ -28,26 +30,99 @@ func (n *Node) udpSocket(port uint16) (*ipv6.PacketConn, error) {
 	return ipv6.NewPacketConn(conn), nil
 }
 
-// A Membership is an application's socket that has joined a group.
+// A Membership is an application's socket that has joined a group, of any source or with a source filter.
 type Membership struct {
-	conn  *ipv6.PacketConn
-	close func() error
+	endpoint *Endpoint
+	group    netip.Addr
+	conn     *ipv6.PacketConn
+	close    func() error
+}
+
+// newMembership makes the socket of a membership, which has not joined yet.
+func (e *Endpoint) newMembership(group netip.Addr) *Membership {
+	e.node.lab.tb.Helper()
+	conn, err := e.node.udpSocket(0)
+	e.must(err)
+	m := &Membership{endpoint: e, group: group, conn: conn, close: sync.OnceValue(conn.Close)}
+	e.node.lab.atEnd(func() { _ = m.close() })
+	return m
 }
 
 // Join joins a group on the endpoint as an application does, of any source, and the node's kernel reports it. The
 // membership ends with Close or with the test.
 func (e *Endpoint) Join(group netip.Addr) *Membership {
 	e.node.lab.tb.Helper()
-	conn, err := e.node.udpSocket(0)
-	e.must(err)
-	m := &Membership{conn: conn, close: sync.OnceValue(conn.Close)}
-	e.node.lab.atEnd(func() { _ = m.close() })
-	e.must(conn.JoinGroup(e.netInterface(), &net.UDPAddr{IP: group.AsSlice()}))
+	m := e.newMembership(group)
+	e.must(m.conn.JoinGroup(e.netInterface(), udpAddr(group)))
 	return m
+}
+
+// JoinSource joins a group for one source on the endpoint (MCAST_JOIN_SOURCE_GROUP), as an application does for
+// source-specific multicast. The membership ends with Close or with the test.
+func (e *Endpoint) JoinSource(group, source netip.Addr) *Membership {
+	e.node.lab.tb.Helper()
+	m := e.newMembership(group)
+	e.must(m.AddSource(source))
+	return m
+}
+
+// AddSource adds a source to those that are wanted (MCAST_JOIN_SOURCE_GROUP). The errors of this and the following
+// methods are the kernel's.
+func (m *Membership) AddSource(source netip.Addr) error {
+	return m.conn.JoinSourceSpecificGroup(m.endpoint.netInterface(), udpAddr(m.group), udpAddr(source))
+}
+
+// DropSource takes a source from those that are wanted (MCAST_LEAVE_SOURCE_GROUP). With the last one the group is left.
+func (m *Membership) DropSource(source netip.Addr) error {
+	return m.conn.LeaveSourceSpecificGroup(m.endpoint.netInterface(), udpAddr(m.group), udpAddr(source))
+}
+
+// Block adds a source to those that are not wanted (MCAST_BLOCK_SOURCE), after a join of any source.
+func (m *Membership) Block(source netip.Addr) error {
+	return m.conn.ExcludeSourceSpecificGroup(m.endpoint.netInterface(), udpAddr(m.group), udpAddr(source))
+}
+
+// Unblock takes a source from those that are not wanted (MCAST_UNBLOCK_SOURCE).
+func (m *Membership) Unblock(source netip.Addr) error {
+	return m.conn.IncludeSourceSpecificGroup(m.endpoint.netInterface(), udpAddr(m.group), udpAddr(source))
+}
+
+// SetFilter replaces the whole source filter (MCAST_MSFILTER): the sources are those wanted, or with exclude those not
+// wanted. The group must be joined; without sources to include it is left.
+func (m *Membership) SetFilter(exclude bool, sources ...netip.Addr) error {
+	const mcastMSFilter, sockaddrLen, include = 48, 128, 1 // MCAST_MSFILTER, sockaddr_storage, MCAST_INCLUDE
+	sockaddr := func(b []byte, a netip.Addr) []byte {
+		b = binary.NativeEndian.AppendUint16(b, unix.AF_INET6)
+		b = append(b, make([]byte, 6)...) // port and flow information
+		b = append(b, a.AsSlice()...)
+		return append(b, make([]byte, sockaddrLen-24)...)
+	}
+	mode := uint32(include)
+	if exclude {
+		mode = 0
+	}
+	b := binary.NativeEndian.AppendUint32(nil, uint32(m.endpoint.index))
+	b = sockaddr(append(b, 0, 0, 0, 0), m.group)
+	b = binary.NativeEndian.AppendUint32(b, mode)
+	b = binary.NativeEndian.AppendUint32(b, uint32(len(sources)))
+	for _, source := range sources {
+		b = sockaddr(b, source)
+	}
+	raw, err := m.conn.PacketConn.(syscall.Conn).SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failure error
+	err = raw.Control(func(fd uintptr) {
+		failure = unix.SetsockoptString(int(fd), unix.IPPROTO_IPV6, mcastMSFilter, string(b))
+	})
+	return errors.Join(err, failure)
 }
 
 // Close leaves the group. A second Close does nothing.
 func (m *Membership) Close() error { return m.close() }
+
+func udpAddr(addr netip.Addr) *net.UDPAddr { return &net.UDPAddr{IP: addr.AsSlice()} }
 
 // netInterface is what golang.org/x/net/ipv6 takes for an interface; it uses the index alone.
 func (e *Endpoint) netInterface() *net.Interface { return &net.Interface{Index: e.index, Name: e.name} }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/seed-aaab8e3a/cni-mld/mld"
@@ -43,9 +44,8 @@ func (k KernelReports) String() string {
 // KernelID is the subscriber under which the kernel's memberships stand in the listener.
 const KernelID listener.SubscriberID = 0
 
-// maxPacket is the longest message that is read whole, in octets. A version 1 Query has 72; what is longer than
-// this is counted as rejected.
-const maxPacket = 2048
+// minBuffer is room for a frame of an ordinary link, in octets. On a link with a larger MTU the buffer grows.
+const minBuffer = 1536
 
 // maxBurst is how many packets are sent before events are looked at again.
 const maxBurst = 64
@@ -90,6 +90,7 @@ type Agent struct {
 	failures chan error // of a reader: the end of the agent
 	stopping chan struct{}
 	readers  sync.WaitGroup
+	frame    atomic.Int64 // the longest frame of the link, in octets
 	done     chan struct{}
 	err      error // why it ended; valid after done
 
@@ -161,7 +162,11 @@ func newMute(cfg Config) (*kernel.Mute, error) {
 	if cfg.KernelReports == Keep {
 		return nil, nil
 	}
-	mute, err := kernel.NewMute(cfg.Netns, cfg.Index, !kernel.HasEvents(cfg.Netns))
+	options := kernel.MuteOptions{Sources: cfg.Listener.Version != mld.Version1}
+	if !options.Sources { // MLDv1 has no sources; then events are enough
+		options.Hints = !kernel.HasEvents(cfg.Netns)
+	}
+	mute, err := kernel.NewMute(cfg.Netns, cfg.Index, options)
 	if errors.Is(err, kernel.ErrCannotMute) && cfg.KernelReports == Auto {
 		return nil, nil
 	}
@@ -294,6 +299,9 @@ func (a *Agent) receive(h heard) {
 
 func (a *Agent) setLink(now time.Time, s link.State) {
 	a.link = s
+	const ethernetLen = 14
+	a.frame.Store(int64(s.MTU) + ethernetLen)
+	a.listener.SetMTU(s.MTU)
 	switch {
 	case !s.Up || !s.IPv6:
 		a.listener.SetSource(now, netip.Addr{})
@@ -321,8 +329,12 @@ func (a *Agent) end() {
 }
 
 func (a *Agent) readPackets() {
-	buf := make([]byte, maxPacket)
+	var buf []byte
 	for {
+		// A reader that waits already when the MTU grows may cut off one packet, which is then rejected.
+		if n := max(minBuffer, int(a.frame.Load())); len(buf) < n {
+			buf = make([]byte, n)
+		}
 		packet, unicast, err := a.wire.ReadPacket(buf)
 		if err != nil {
 			a.fail(fmt.Errorf("receive: %w", err))

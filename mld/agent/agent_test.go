@@ -55,6 +55,7 @@ type setup struct {
 	link     link.State // the zero State is ready
 	standing []kernel.Change
 	keep     bool // the kernel's reports are kept
+	auto     bool // the listener follows the querier's version; else it speaks MLDv1
 }
 
 // run runs a test with an agent, and ends it. The bubble fails the test if a goroutine is left.
@@ -63,6 +64,9 @@ func (s setup) run(t *testing.T, test func(r *rig)) {
 	synctest.Test(t, func(t *testing.T) {
 		if s.link.Name == "" {
 			s.link = ready
+		}
+		if !s.auto {
+			s.listener.Version = mld.Version1
 		}
 		r := &rig{T: t, segment: linktest.NewSegment(), kernel: linktest.NewMemberships(s.standing...)}
 		r.port = linktest.Plug(r.segment, "agent", s.link)
@@ -114,7 +118,7 @@ func (r *rig) pass(d time.Duration) {
 
 // settle lets all repeats go by.
 func (r *rig) settle() {
-	r.pass(listener.DefaultUnsolicitedReportInterval * listener.MaxRobustness)
+	r.pass(listener.DefaultUnsolicitedReportIntervalV1 * listener.MaxRobustness)
 	r.segment.Take()
 }
 
@@ -207,7 +211,7 @@ func left(addrs ...netip.Addr) []kernel.Change {
 func changes(joined bool, addrs []netip.Addr) []kernel.Change {
 	list := make([]kernel.Change, len(addrs))
 	for i, addr := range addrs {
-		list[i] = kernel.Change{Addr: addr, Joined: joined}
+		list[i] = kernel.Change{Addr: addr, Joined: joined, Exclude: joined}
 	}
 	return list
 }
@@ -349,7 +353,8 @@ func TestV1_18_TwoAgents(t *testing.T) {
 	setup{standing: joined(addrs...)}.run(t, func(r *rig) {
 		state := ready
 		state.Source = peer
-		second := r.start(linktest.Plug(r.segment, "second", state), linktest.NewMemberships(joined(addrs...)...), listener.Config{}, false)
+		second := r.start(linktest.Plug(r.segment, "second", state), linktest.NewMemberships(joined(addrs...)...),
+			listener.Config{Version: mld.Version1}, false)
 		r.settle()
 		r.router.Ask(netip.Addr{}, 10*time.Second)
 		r.pass(10 * time.Second)

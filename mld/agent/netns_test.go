@@ -38,7 +38,13 @@ func pod(t testing.TB, options ...netnslab.LinkOption) (pod, peer *netnslab.Endp
 	return pod, peer
 }
 
+// config is that of a listener of MLDv1.
 func config(e *netnslab.Endpoint) agent.Config {
+	return agent.Config{Netns: e.Node().Netns(), Index: e.Index(), Listener: listener.Config{Version: mld.Version1}}
+}
+
+// config2 is that of a listener which follows the querier, and begins with MLDv2.
+func config2(e *netnslab.Endpoint) agent.Config {
 	return agent.Config{Netns: e.Node().Netns(), Index: e.Index()}
 }
 

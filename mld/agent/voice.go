@@ -53,19 +53,25 @@ func (v *voice) listen(now time.Time, id listener.SubscriberID, addr netip.Addr,
 	return nil
 }
 
-// kernelChanged takes over changes of the kernel's memberships. The kernel holds multicast addresses only, so that
-// the listener accepts them all.
+// kernelChanged takes over changes of the kernel's memberships. The kernel holds multicast addresses only, and the
+// mirror names no source that is not unicast, so that the listener accepts them all.
 func (v *voice) kernelChanged(now time.Time, changes []kernel.Change) {
 	for _, c := range changes {
-		switch {
-		case v.keep:
+		if v.keep {
 			v.kernelTookOver(now, c)
-		case c.Joined:
-			v.mustListen(now, KernelID, c.Addr, listener.AnySource)
-		default:
-			v.mustListen(now, KernelID, c.Addr, listener.Filter{})
+		} else if err := v.listener.Mirror(now, KernelID, c.Addr, kernelFilter(c)); err != nil {
+			panic(err)
 		}
 	}
+}
+
+// kernelFilter is what the kernel wants of an address: INCLUDE({}) once it has left.
+func kernelFilter(c kernel.Change) listener.Filter {
+	f := listener.Filter{Sources: c.Sources}
+	if c.Joined && c.Exclude {
+		f.Mode = listener.Exclude
+	}
+	return f
 }
 
 // kernelTookOver passes an address from the listener to the kernel, whose own Report says so, or back, when the
@@ -83,13 +89,7 @@ func (v *voice) kernelTookOver(now time.Time, c kernel.Change) {
 	}
 	delete(v.held, c.Addr)
 	for _, s := range v.wanted[c.Addr] {
-		v.mustListen(now, s.id, c.Addr, s.filter)
-	}
-}
-
-func (v *voice) mustListen(now time.Time, id listener.SubscriberID, addr netip.Addr, f listener.Filter) {
-	if err := v.listener.Listen(now, id, addr, f); err != nil {
-		panic(err)
+		_ = v.listener.Listen(now, s.id, c.Addr, s.filter) // what it refuses has nobody to be told any more
 	}
 }
 

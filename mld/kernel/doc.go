@@ -6,12 +6,13 @@
 //
 //   - [Mute] drops the MLD reports that the kernel sends on an interface. It ends with the process, however that
 //     ends, and then the kernel answers the next query: it fails open.
-//   - [Mirror] tells what the kernel has joined there for every program, so that our listener can report it.
+//   - [Mirror] tells what the kernel has joined there for every program, and from which sources, so that our listener
+//     can report it.
 //   - [Joins] makes the kernel join further addresses, so that a program receives what is asked for in its name.
 //
 // Mute and mirror belong together:
 //
-//	mute, err := kernel.NewMute(ns, ifindex, !kernel.HasEvents(ns))
+//	mute, err := kernel.NewMute(ns, ifindex, kernel.MuteOptions{Sources: true})
 //	...
 //	mirror, err := kernel.OpenMirror(ns, ifindex, mute)
 //	...
@@ -33,4 +34,12 @@
 // that, the mute can log copies of what it drops: these come when the kernel would have spoken, which is 10 ms
 // after a join, and at a leave the list is read again. In both cases the list is read at the beginning and after a
 // loss, never for a single event.
+//
+// # Sources
+//
+// No list of the kernel's has the source filter of an address, whose mode cannot be computed from what /proc shows.
+// The kernel tells it in its reports, TO_EX, ALLOW and the others, so the mute logs copies of these, and keeps the
+// kernel in MLDv2: it drops the queries of version 1 in the input hook, after AF_PACKET sockets have heard them. Until
+// a report has told the filter of an address, it counts as EXCLUDE({}), any source: perhaps more than is wanted, but
+// never less. Only what is joined while the mirror looks can be known sooner.
 package kernel

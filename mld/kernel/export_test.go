@@ -13,5 +13,9 @@ func (j *Joins) Sockets() int { return len(j.sockets) }
 // HighDescriptor is the second descriptor of the socket that owns the table.
 func (m *Mute) HighDescriptor() int { return m.dup }
 
-// Heard reads a muted packet.
-var Heard = heard
+// WithLogBuffer makes the logs that are opened until restore is called hold so much.
+func WithLogBuffer(octets int) (restore func()) {
+	real := logBuffer
+	logBuffer = octets
+	return func() { logBuffer = real }
+}

@@ -37,7 +37,7 @@ func hold(index string) {
 	if err != nil {
 		panic(err)
 	}
-	if _, err := kernel.NewMute(ns, i, false); err != nil {
+	if _, err := kernel.NewMute(ns, i, sources); err != nil {
 		fmt.Println(err)
 		os.Exit(1)
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/seed-aaab8e3a/cni-mld/mld"
 	"github.com/seed-aaab8e3a/cni-mld/mld/netns"
 )
 
@@ -41,27 +42,65 @@ const (
 // eventBuffer is room for the events of a burst of joins, which the kernel allocates as they come.
 const eventBuffer = 1 << 20
 
-// A Change is a multicast address that the kernel has joined, or has left.
+// A Change is a multicast address that the kernel has joined, or has left, or whose source filter is another one now.
 type Change struct {
-	Addr   netip.Addr
-	Joined bool
+	Addr    netip.Addr
+	Joined  bool         // false: left
+	Exclude bool         // the mode of the filter; with no sources, any source is wanted
+	Sources []netip.Addr // sorted; not to be changed
 }
 
 // A Mirror tells the kernel's memberships of one interface: those of every program and its own, such as the
 // solicited-node addresses, ff02::1 and ff01::1 included.
+//
+// Its knowledge comes from two sockets, which the kernel fills by the order of things each, and which have no order
+// among them. Events tell which addresses are joined, and the kernel's muted reports tell the filters. Of a report
+// that is read, the mirror then reads all events before it looks at it. So it knows of the join of everything in the
+// report that is joined, and the report cannot come too early. It can come late, and speak of an earlier membership
+// of an address that was left and joined again meanwhile: then the report stands until the one that follows the join,
+// at most the kernel's own delay of 10 ms later. What is told then is what the kernel itself has just told everybody.
+//
+// A report that is built later than another one is also logged later, and it is built from what is true then. So
+// repeats do not matter, and after the last report the filter is the kernel's.
 type Mirror struct {
 	index  int
 	conn   *netlink.Conn // reads the whole list; with events, these come here as well
 	raw    syscall.RawConn
-	hints  *netlink.Conn // copies of muted packets; nil if there are events, or no mute that makes them
 	events bool
+
+	// With a mute that logs.
+	log     *netlink.Conn // copies of muted packets
+	rawLog  syscall.RawConn
+	sources *os.File // the kernel's list of sources; nil: filters are not wanted
+
+	// poll is an epoll instance with the sockets in it, so that one goroutine can wait for both.
+	poll   *os.File
+	ready  syscall.RawConn
 	closed atomic.Bool
 
-	held  map[netip.Addr]bool // what Next has told; the values are true
-	told  bool                // Next has returned once
-	stale bool                // the whole list must be read
-	due   time.Time           // without events: when to read it
-	read  time.Time           // without events: when it was read
+	held    map[netip.Addr]membership
+	touched map[netip.Addr]membership // as they were when Next told last
+	order   []netip.Addr              // of touched
+
+	joins    []netip.Addr // joined just now; sources are to be looked for
+	awaited  []netip.Addr // joined before, and still no sources
+	until    time.Time    // how long these are waited for
+	unread   []byte       // read from the log, and waiting for the events before it
+	last     listRecord   // at the end of the last report
+	older    bool         // the kernel is in MLDv1 mode, and tells no sources
+	failure  error        // of reading
+	deadline time.Time    // of waiting, as set last
+
+	told  bool      // Next has returned once
+	stale bool      // the whole list must be read
+	due   time.Time // without events: when to read it
+	read  time.Time // without events: when it was read
+}
+
+// listRecord is a record whose list may go on in the next packet.
+type listRecord struct {
+	kind mld.RecordType
+	addr netip.Addr
 }
 
 // HasEvents tells whether the kernel has events of its memberships (RTNLGRP_IPV6_MCADDR, about Linux 6.14).
@@ -82,11 +121,17 @@ func dialRoute(ns *netns.Namespace) (c *netlink.Conn, err error) {
 	return c, err
 }
 
-// OpenMirror mirrors the memberships of the interface with the given index. Where the kernel has no events, it
-// takes the hints of a mute that was made with them, which tells a join when the kernel would have reported it and a
-// leave within 100 ms of that; without such a mute, which may be nil, it reads the list every second.
+// OpenMirror mirrors the memberships of the interface with the given index.
+//
+// With a mute that was made for sources, the filters are told; else, or if there is no mute, every membership counts
+// as one of any source. Where the kernel has no events, the mirror takes the hints of a mute that was made with them,
+// or for sources, which tells a join when the kernel would have reported it and a leave within 100 ms of that; without
+// such a mute it reads the list every second.
 func OpenMirror(ns *netns.Namespace, ifindex int, mute *Mute) (*Mirror, error) {
-	m := &Mirror{index: ifindex, stale: true, held: make(map[netip.Addr]bool)}
+	m := &Mirror{
+		index: ifindex, stale: true,
+		held: make(map[netip.Addr]membership), touched: make(map[netip.Addr]membership),
+	}
 	if err := m.open(ns, mute); err != nil {
 		return nil, errors.Join(fmt.Errorf("memberships of interface %d: %w", ifindex, err), m.Close())
 	}
@@ -107,89 +152,405 @@ func (m *Mirror) open(ns *netns.Namespace, mute *Mute) (err error) {
 	switch err := m.conn.JoinGroup(mcaddrGroup); {
 	case err == nil:
 		m.events = true
+		if err := m.conn.SetReadBuffer(eventBuffer); err != nil {
+			return fmt.Errorf("set size of event buffer: %w", err)
+		}
+		if err := m.conn.JoinGroup(rtnlgrpIPv6Netconf); err != nil {
+			return fmt.Errorf("join event group: %w", err)
+		}
 	case !errors.Is(err, unix.EINVAL):
 		return fmt.Errorf("join event group: %w", err)
-	case mute != nil && mute.hints:
-		m.hints, err = openHints(ns, m.index)
-		return err
-	default:
-		return nil
 	}
-	if err := m.conn.SetReadBuffer(eventBuffer); err != nil {
-		return fmt.Errorf("set size of event buffer: %w", err)
+	if mute != nil && (mute.options.Sources || mute.options.Hints && !m.events) {
+		if m.log, err = openLog(ns, m.index); err != nil {
+			return err
+		}
+		if m.rawLog, err = m.log.SyscallConn(); err != nil {
+			return err
+		}
 	}
-	if err := m.conn.JoinGroup(rtnlgrpIPv6Netconf); err != nil {
-		return fmt.Errorf("join event group: %w", err)
+	if mute != nil && mute.options.Sources {
+		if m.sources, err = openSources(ns); err != nil {
+			return fmt.Errorf("open list of sources: %w", err)
+		}
 	}
-	return nil
+	return m.openPoll()
+}
+
+// openPoll gathers the sockets, so that one goroutine can wait for both.
+func (m *Mirror) openPoll() error {
+	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("open epoll: %w", err)
+	}
+	if err := unix.SetNonblock(fd, true); err != nil { // or Go would not wait for it in its poller
+		_ = unix.Close(fd)
+		return fmt.Errorf("open epoll: %w", err)
+	}
+	m.poll = os.NewFile(uintptr(fd), "epoll")
+	for _, socket := range []syscall.RawConn{m.raw, m.rawLog} {
+		if socket == nil {
+			continue
+		}
+		var failure error
+		err := socket.Control(func(s uintptr) {
+			failure = unix.EpollCtl(fd, unix.EPOLL_CTL_ADD, int(s), &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(s)})
+		})
+		if err := errors.Join(err, failure); err != nil {
+			return fmt.Errorf("add socket to epoll: %w", err)
+		}
+	}
+	m.ready, err = m.poll.SyscallConn()
+	return err
 }
 
 // Events tells whether changes come as exact events, and not as hints or by reading the list now and then.
 func (m *Mirror) Events() bool { return m.events }
 
-// Next waits for changes and returns them in the order they happened. The first call returns at once, with the
-// memberships that stand, perhaps none. (While programs leave without a pause, a few of a long list may follow in
-// the next call.) What came and went while nobody looked may be left out, but what Next has told adds up to the
-// kernel's list. One goroutine calls it at a time; after Close it returns [net.ErrClosed].
+// Next waits for changes and returns them, each address once, in the order of their first change. The first call
+// returns at once, with the memberships that stand, perhaps none. (While programs leave without a pause, a few of a
+// long list may follow in the next call.) What came and went while nobody looked may be left out, but what Next has
+// told adds up to the kernel's list. One goroutine calls it at a time; after Close it returns [net.ErrClosed].
 func (m *Mirror) Next() ([]Change, error) {
 	for {
-		changes, err := m.next()
-		switch {
-		case m.closed.Load():
+		err := m.next()
+		if m.closed.Load() {
 			return nil, net.ErrClosed
-		case err != nil:
+		}
+		if err != nil {
 			return nil, fmt.Errorf("memberships of interface %d: %w", m.index, err)
-		case len(changes) > 0 || !m.told && !m.stale:
+		}
+		if changes := m.changes(); len(changes) > 0 || !m.told && !m.stale {
 			m.told = true
 			return changes, nil
 		}
 	}
 }
 
-func (m *Mirror) next() ([]Change, error) {
-	switch {
-	case m.stale:
+func (m *Mirror) next() error {
+	if m.stale {
 		return m.resync()
-	case m.events:
-		return m.nextEvents()
 	}
-	return m.nextHints()
+	if err := m.setDeadline(); err != nil {
+		return err
+	}
+	err := m.ready.Read(func(uintptr) bool { return m.gather() })
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return m.expire()
+	}
+	err, m.failure = errors.Join(err, m.failure), nil
+	return err
 }
 
-// set notes an address as joined or left, and adds a change to the list if it is one.
-func (m *Mirror) set(changes []Change, addr netip.Addr, joined bool) []Change {
-	if m.held[addr] == joined {
-		return changes
+// set changes what is held of an address, absent included.
+func (m *Mirror) set(addr netip.Addr, s membership) {
+	if _, ok := m.touched[addr]; !ok {
+		m.touched[addr] = m.held[addr]
+		m.order = append(m.order, addr)
 	}
-	if joined {
-		m.held[addr] = true
-	} else {
+	if s.state == absent {
 		delete(m.held, addr)
+	} else {
+		m.held[addr] = s
 	}
-	return append(changes, Change{addr, joined})
 }
 
-// nextEvents waits for events and applies those that are in the queue, each by itself.
-func (m *Mirror) nextEvents() (changes []Change, err error) {
-	const limit = 1024 // of changes in one go, so that a storm cannot keep Next from returning
-	take := func(h header, data []byte) {
-		if e, ok := m.event(h, data); ok {
-			changes = m.set(changes, e.Addr, e.Joined)
+// changes is what has changed since it was called last.
+func (m *Mirror) changes() (list []Change) {
+	for _, addr := range m.order {
+		was, told := m.touched[addr].tells()
+		is, tell := m.held[addr].tells()
+		switch {
+		case tell && (!told || !is.equal(was)):
+			list = append(list, Change{Addr: addr, Joined: true, Exclude: is.exclude, Sources: is.sources})
+		case told && !tell:
+			list = append(list, Change{Addr: addr})
 		}
 	}
-	err = m.receive(take, func() { m.stale = true }, func(empty bool) bool {
-		return empty && (len(changes) > 0 || m.stale) || len(changes) >= limit
+	if len(m.order) > limit { // room for so many is not kept
+		m.order, m.touched = nil, make(map[netip.Addr]membership)
+	}
+	m.order = m.order[:0]
+	clear(m.touched)
+	return list
+}
+
+// limit is how many addresses may change before Next returns, so that a storm cannot keep it.
+const limit = 1024
+
+// gather reads and applies what there is, and tells whether Next has something to do.
+func (m *Mirror) gather() bool {
+	for {
+		m.readEvents()
+		m.lookUp()
+		if m.failure != nil || m.stale || len(m.order) >= limit {
+			return true // there may be more events, so what is unread stays so
+		}
+		m.readReports()
+		if !m.readLog() {
+			return len(m.order) > 0 || m.failure != nil || m.stale || !m.deadline.Equal(m.nextDeadline())
+		}
+	}
+}
+
+// readEvents applies the events that are in the queue.
+func (m *Mirror) readEvents() {
+	if !m.events {
+		return
+	}
+	take := func(h header, data []byte) {
+		switch addr, joined, ok := m.event(h, data); {
+		case !ok:
+		case !joined:
+			m.set(addr, membership{})
+		case m.held[addr].state != absent: // of a time before the list was read
+		default:
+			m.join(addr)
+		}
+	}
+	err := m.receive(take, func() { m.stale = true }, func(empty bool) bool { return empty || len(m.order) >= limit })
+	m.failure = errors.Join(m.failure, err)
+}
+
+// join notes a join that has just happened.
+func (m *Mirror) join(addr netip.Addr) {
+	if m.sources == nil || m.older {
+		m.set(addr, membership{anySource, unsure})
+		return
+	}
+	m.set(addr, membership{anySource, fresh})
+	m.joins = append(m.joins, addr)
+}
+
+// sourcesDelay is how long the sources of a source-specific address are waited for. The kernel adds them right after
+// it has told of the join, and reports them 10 ms later at most.
+const sourcesDelay = 20 * time.Millisecond
+
+// lookUp looks for the sources of addresses that were joined just now.
+func (m *Mirror) lookUp() {
+	if len(m.joins) == 0 {
+		return
+	}
+	found := m.lookFor(slices.Concat(m.joins, m.awaited))
+	for _, addr := range m.joins {
+		if !mld.SourceSpecific(addr) || m.held[addr].state != fresh || found[addr] {
+			continue
+		}
+		if before, told := m.touched[addr].tells(); told { // left and joined again in one go
+			m.set(addr, membership{before, fresh})
+			continue
+		}
+		m.set(addr, membership{anySource, awaited})
+		m.awaited = append(m.awaited, addr)
+	}
+	m.joins = m.joins[:0]
+	if len(m.awaited) > 0 && m.until.IsZero() {
+		m.until = time.Now().Add(sourcesDelay)
+	}
+}
+
+// lookFor looks for the sources of addresses, and tells which have any. Who excludes a source has joined without one,
+// so that for the time being these are wanted from any source.
+func (m *Mirror) lookFor(addrs []netip.Addr) (found map[netip.Addr]bool) {
+	sources := make(map[netip.Addr][]netip.Addr, len(addrs))
+	for _, addr := range addrs {
+		if s := m.held[addr].state; s == fresh || s == awaited {
+			sources[addr] = nil
+		}
+	}
+	if len(sources) == 0 {
+		return nil
+	}
+	found = make(map[netip.Addr]bool)
+	excluded := make(map[netip.Addr]bool)
+	err := readSources(m.sources, m.index, func(addr, source netip.Addr, excludes bool) {
+		list, wanted := sources[addr]
+		if !wanted {
+			return
+		}
+		found[addr] = true
+		excluded[addr] = excluded[addr] || excludes
+		if unicast(source) {
+			sources[addr] = append(list, source)
+		}
 	})
-	return changes, err
+	m.failure = errors.Join(m.failure, err)
+	for addr := range found {
+		f := filter{sources: sortSet(sources[addr])}
+		if excluded[addr] || len(f.sources) == 0 {
+			f = anySource
+		}
+		m.set(addr, membership{f, fresh})
+	}
+	return found
+}
+
+// nextDeadline is when something is to be done though nothing comes; the zero Time if nothing is.
+func (m *Mirror) nextDeadline() time.Time {
+	if !m.events && (m.until.IsZero() || m.due.Before(m.until)) {
+		return m.due
+	}
+	return m.until
+}
+
+func (m *Mirror) setDeadline() error {
+	m.deadline = m.nextDeadline()
+	return m.poll.SetReadDeadline(m.deadline)
+}
+
+// expire does what a deadline was for.
+func (m *Mirror) expire() error {
+	now := time.Now()
+	if !m.events && !now.Before(m.due) {
+		m.stale = true
+	}
+	if m.until.IsZero() || now.Before(m.until) {
+		return nil
+	}
+	m.until = time.Time{}
+	m.lookFor(m.awaited)
+	for _, addr := range m.awaited {
+		if s := m.held[addr]; s.state == awaited { // joined for any source, then
+			m.set(addr, membership{anySource, fresh})
+		}
+	}
+	m.awaited = m.awaited[:0]
+	err := m.failure
+	m.failure = nil
+	return err
+}
+
+// readLog reads from the log, and tells whether there was something.
+func (m *Mirror) readLog() (some bool) {
+	if m.log == nil {
+		return false
+	}
+	buf := buffers.Get().(*[bufferLen]byte)
+	defer buffers.Put(buf)
+	err := m.rawLog.Read(func(fd uintptr) bool {
+		n, err := ignoringEINTR(func() (int, error) { return unix.Read(int(fd), buf[:]) })
+		switch err {
+		case nil:
+			m.unread, some = append(m.unread[:0], buf[:n]...), true
+		case unix.EAGAIN:
+		case unix.ENOBUFS:
+			m.lose()
+			some = true
+		default:
+			m.failure = errors.Join(m.failure, err)
+		}
+		return true
+	})
+	m.failure = errors.Join(m.failure, err)
+	return some
+}
+
+func ignoringEINTR(call func() (int, error)) (int, error) {
+	for {
+		n, err := call()
+		if err != unix.EINTR {
+			return n, err
+		}
+	}
+}
+
+// lose forgets the filters, of which no change counts until each is known anew.
+func (m *Mirror) lose() {
+	m.last = listRecord{}
+	for addr, s := range m.held {
+		if s.state != unsure {
+			m.set(addr, membership{anySource, unsure})
+		}
+	}
+	m.soon()
+}
+
+// readReports applies the reports that have been read.
+func (m *Mirror) readReports() {
+	loggedPackets(m.unread, m.report)
+	m.unread = m.unread[:0]
+}
+
+// report applies a report of the kernel's.
+func (m *Mirror) report(packet []byte) {
+	// Until its link-local address is valid the kernel reports from "::" (L6).
+	p, err := mld.Parse(packet, mld.AcceptUnspecified)
+	last := m.last
+	m.last = listRecord{}
+	switch {
+	case err != nil:
+		m.soon()
+	case p.Message.Type == mld.TypeReportV2:
+		m.older = false
+		announcing := announces(p.Message.Records)
+		for r := range p.Message.Records.All() {
+			sources := sourceSet(r.Sources)
+			if announcing && r.Type == mld.ChangeToExclude && len(sources) > 0 {
+				sources = m.held[r.MulticastAddress].excludes(sources)
+			}
+			this := listRecord{r.Type, r.MulticastAddress}
+			m.record(this, sources, this == last)
+			m.last, last = this, listRecord{} // a list goes on at the beginning of the next packet
+		}
+	default:
+		if !m.older {
+			m.older = true
+			m.lose() // from now on no change of a filter is told
+		}
+		if p.Message.Type != mld.TypeReport {
+			m.soon()
+		} else if addr := p.Message.MulticastAddress; !m.events && m.held[addr].state == absent {
+			m.set(addr, membership{anySource, unsure})
+		}
+	}
+}
+
+// announces tells whether a report may be one of those with which the kernel, when its link-local address has become
+// valid, tells everything that is joined. In these, TO_EX has every source in it that any socket names, those that are
+// wanted included, and does not count for more than is known. They are not marked; but the solicited-node address is
+// among what they tell.
+func announces(records mld.Records) bool {
+	for r := range records.All() {
+		if r.Type == mld.ChangeToExclude && solicitedNode.Contains(r.MulticastAddress) {
+			return true
+		}
+	}
+	return false
+}
+
+// solicitedNode are the solicited-node multicast addresses (RFC 4291 section 2.7.1).
+var solicitedNode = netip.MustParsePrefix("ff02::1:ff00:0/104")
+
+// record applies a record.
+func (m *Mirror) record(r listRecord, sources []netip.Addr, continued bool) {
+	wanted := r.kind == mld.ModeIsExclude || r.kind == mld.ChangeToExclude ||
+		r.kind != mld.BlockOldSources && len(sources) > 0
+	if !wanted {
+		m.soon()
+	}
+	s := m.held[r.addr]
+	if s.state == absent {
+		if m.events || !wanted {
+			return // of a membership that has ended
+		}
+		m.join(r.addr)
+		s = m.held[r.addr]
+	}
+	if m.sources == nil {
+		return
+	}
+	if now := s.after(r.kind, sources, continued); now.state != s.state || !now.equal(s.filter) {
+		m.set(r.addr, now)
+	}
 }
 
 // event reads an event of the interface. One that says that IPv6 has gone from the interface, whose MTU may have
 // become too small, means that all memberships have gone, most of them without an event of their own.
-func (m *Mirror) event(h header, data []byte) (c Change, ok bool) {
+func (m *Mirror) event(h header, data []byte) (addr netip.Addr, joined, ok bool) {
 	switch h.kind {
 	case rtmNewMulticast, rtmDelMulticast:
-		addr, ok := m.membership(data)
-		return Change{addr, h.kind == rtmNewMulticast}, ok
+		addr, ok = m.membership(data)
+		return addr, h.kind == rtmNewMulticast, ok
 	case unix.RTM_DELNETCONF:
 		const attr = 4 // behind netconfmsg
 		if len(data) >= attr+8 && binary.NativeEndian.Uint16(data[attr+2:]) == netconfIfindex &&
@@ -197,7 +558,7 @@ func (m *Mirror) event(h header, data []byte) (c Change, ok bool) {
 			m.stale = true
 		}
 	}
-	return Change{}, false
+	return addr, false, false
 }
 
 // membership reads the address of an entry of the list, or of an event, if it is about the interface.
@@ -206,17 +567,12 @@ func (m *Mirror) membership(data []byte) (addr netip.Addr, ok bool) {
 		int(int32(binary.NativeEndian.Uint32(data[4:]))) != m.index {
 		return netip.Addr{}, false
 	}
-	for data = data[unix.SizeofIfAddrmsg:]; len(data) >= unix.SizeofRtAttr; {
-		n := int(binary.NativeEndian.Uint16(data))
-		if n < unix.SizeofRtAttr || n > len(data) {
-			break
+	attributes(data[unix.SizeofIfAddrmsg:], func(kind uint16, value []byte) {
+		if kind == unix.IFA_MULTICAST && !ok {
+			addr, ok = netip.AddrFromSlice(value)
 		}
-		if binary.NativeEndian.Uint16(data[2:]) == unix.IFA_MULTICAST {
-			return netip.AddrFromSlice(data[unix.SizeofRtAttr:n])
-		}
-		data = data[min(align(n), len(data)):]
-	}
-	return netip.Addr{}, false
+	})
+	return addr, ok
 }
 
 // resync reads the whole list and returns what differs from what was told. Events of the meantime come through
@@ -229,11 +585,11 @@ func (m *Mirror) membership(data []byte) (addr netip.Addr, ok bool) {
 //   - The kernel goes on with a long list by counting, so a leave may make it miss an entry. Then an address
 //     that is not in the list proves nothing, and the list is read again.
 //   - When events were lost, or the kernel says that the list is not consistent, everything starts again.
-func (m *Mirror) resync() ([]Change, error) {
+func (m *Mirror) resync() error {
 	m.stale = false
 	ignore := func(header, []byte) {}
 	if err := m.receive(ignore, func() {}, func(empty bool) bool { return empty }); err != nil {
-		return nil, err
+		return err
 	}
 	req := make([]byte, unix.SizeofIfAddrmsg)
 	req[0] = unix.AF_INET6
@@ -243,7 +599,7 @@ func (m *Mirror) resync() ([]Change, error) {
 		Data:   req,
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
 
 	var (
@@ -256,9 +612,9 @@ func (m *Mirror) resync() ([]Change, error) {
 	)
 	take := func(h header, data []byte) {
 		if h.seq != sent.Header.Sequence {
-			if e, ok := m.event(h, data); ok {
-				late[e.Addr] = e.Joined
-				left = left || !e.Joined
+			if addr, joined, ok := m.event(h, data); ok {
+				late[addr] = joined
+				left = left || !joined
 			}
 			return
 		}
@@ -275,16 +631,16 @@ func (m *Mirror) resync() ([]Change, error) {
 	err = m.receive(take, func() { broken = true }, func(bool) bool { return done })
 	switch {
 	case err != nil:
-		return nil, err
+		return err
 	case errors.Is(failure, unix.ENODEV): // the interface has gone, and everything with it
 		clear(list)
 		left = false
 	case failure != nil:
-		return nil, fmt.Errorf("read list: %w", failure)
+		return fmt.Errorf("read list: %w", failure)
 	}
 	if broken || m.stale {
 		m.stale = true
-		return nil, nil
+		return nil
 	}
 	for addr, joined := range late {
 		if joined {
@@ -296,15 +652,16 @@ func (m *Mirror) resync() ([]Change, error) {
 	m.stale = left && entries > onePart
 	m.read = time.Now()
 	m.due = m.read.Add(m.interval())
-	return m.replace(list, late), nil
+	m.replace(list, late)
+	return nil
 }
 
-// replace makes list what is held, and returns the difference in the order of the addresses. If the list may
-// lack an entry, only those leave whose leave was seen.
-func (m *Mirror) replace(list, late map[netip.Addr]bool) (changes []Change) {
+// replace makes list what is held, in the order of the addresses. If the list may lack an entry, only those leave
+// whose leave was seen.
+func (m *Mirror) replace(list, late map[netip.Addr]bool) {
 	var joined, left []netip.Addr
 	for addr := range list {
-		if !m.held[addr] {
+		if m.held[addr].state == absent {
 			joined = append(joined, addr)
 		}
 	}
@@ -317,51 +674,19 @@ func (m *Mirror) replace(list, late map[netip.Addr]bool) (changes []Change) {
 	slices.SortFunc(joined, netip.Addr.Compare)
 	slices.SortFunc(left, netip.Addr.Compare)
 	for _, addr := range left {
-		changes = m.set(changes, addr, false)
+		m.set(addr, membership{})
 	}
 	for _, addr := range joined {
-		changes = m.set(changes, addr, true)
+		m.set(addr, membership{anySource, unsure})
 	}
-	return changes
 }
 
 // interval is how long the list is good for without events.
 func (m *Mirror) interval() time.Duration {
-	if m.hints != nil {
+	if m.log != nil {
 		return resyncWithHints
 	}
 	return resyncAlone
-}
-
-// nextHints waits for a muted packet, or until the list is due.
-func (m *Mirror) nextHints() (changes []Change, err error) {
-	source := m.hints
-	if source == nil {
-		source = m.conn
-	}
-	if err := source.SetReadDeadline(m.due); err != nil {
-		return nil, err
-	}
-	messages, err := source.Receive()
-	switch {
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		m.stale = true
-		return nil, m.conn.SetReadDeadline(time.Time{})
-	case errors.Is(err, unix.ENOBUFS):
-		m.soon()
-	case err != nil:
-		return nil, err
-	}
-	for _, message := range messages {
-		packet := loggedPacket(message)
-		if packet == nil {
-			continue
-		}
-		if heard(packet, func(addr netip.Addr) { changes = m.set(changes, addr, true) }) {
-			m.soon()
-		}
-	}
-	return changes, nil
 }
 
 // soon has the list read as early as its limit allows.
@@ -377,11 +702,15 @@ func (m *Mirror) Close() error {
 		return nil
 	}
 	var err error
-	if m.hints != nil {
-		err = m.hints.Close()
+	for _, file := range []*os.File{m.poll, m.sources} {
+		if file != nil {
+			err = errors.Join(err, file.Close())
+		}
 	}
-	if m.conn != nil {
-		err = errors.Join(err, m.conn.Close())
+	for _, conn := range []*netlink.Conn{m.log, m.conn} {
+		if conn != nil {
+			err = errors.Join(err, conn.Close())
+		}
 	}
 	return err
 }
@@ -393,6 +722,18 @@ type header struct {
 }
 
 func align(n int) int { return (n + 3) &^ 3 }
+
+// attributes goes through the attributes at the end of a message.
+func attributes(b []byte, found func(kind uint16, value []byte)) {
+	for len(b) >= unix.SizeofRtAttr {
+		n := int(binary.NativeEndian.Uint16(b))
+		if n < unix.SizeofRtAttr || n > len(b) {
+			return
+		}
+		found(binary.NativeEndian.Uint16(b[2:]), b[unix.SizeofRtAttr:n])
+		b = b[min(align(n), len(b)):]
+	}
+}
 
 // errnoOf reads the error that ends a list.
 func errnoOf(data []byte) error {

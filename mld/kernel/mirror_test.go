@@ -3,7 +3,6 @@ package kernel_test
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -23,13 +22,19 @@ type follower struct {
 	t      testing.TB
 	mirror *kernel.Mirror
 	mu     sync.Mutex
-	held   map[netip.Addr]bool
+	held   map[netip.Addr]kernel.Change
 	calls  int
+	check  func(kernel.Change) // of each change, or nil
 }
 
 func follow(t testing.TB, e *netnslab.Endpoint, mute *kernel.Mute) *follower {
 	t.Helper()
-	f := &follower{t: t, mirror: openMirror(t, e, mute), held: make(map[netip.Addr]bool)}
+	return followWith(t, e, mute, nil)
+}
+
+func followWith(t testing.TB, e *netnslab.Endpoint, mute *kernel.Mute, check func(kernel.Change)) *follower {
+	t.Helper()
+	f := &follower{t: t, check: check, mirror: openMirror(t, e, mute), held: make(map[netip.Addr]kernel.Change)}
 	var wg sync.WaitGroup
 	wg.Go(f.run)
 	t.Cleanup(func() {
@@ -62,11 +67,15 @@ func (f *follower) run() {
 		f.mu.Lock()
 		f.calls++
 		for _, c := range changes {
-			if f.held[c.Addr] == c.Joined {
-				f.t.Errorf("%+v is no change", c)
+			before := f.held[c.Addr]
+			if before.Joined == c.Joined && (!c.Joined || before.Exclude == c.Exclude && slices.Equal(before.Sources, c.Sources)) {
+				f.t.Errorf("%+v is no change of %+v", c, before)
+			}
+			if f.check != nil {
+				f.check(c)
 			}
 			if c.Joined {
-				f.held[c.Addr] = true
+				f.held[c.Addr] = c
 			} else {
 				delete(f.held, c.Addr)
 			}
@@ -78,7 +87,18 @@ func (f *follower) run() {
 func (f *follower) list() map[netip.Addr]bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return maps.Clone(f.held)
+	list := make(map[netip.Addr]bool)
+	for addr := range f.held {
+		list[addr] = true
+	}
+	return list
+}
+
+// filter is what is told of an address; not Joined if nothing.
+func (f *follower) filter(addr netip.Addr) kernel.Change {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.held[addr]
 }
 
 // equal waits until the follower's list is the kernel's.
@@ -162,7 +182,7 @@ func TestMirrorHints(t *testing.T) {
 	withoutEvents(t)
 	e := pod(t)
 	e.LinkLocal()
-	mute := newMute(t, e, true)
+	mute := newMute(t, e, hints)
 	if kernel.HasEvents(e.Node().Netns()) {
 		t.Fatal("there are events")
 	}
@@ -174,14 +194,14 @@ func TestMirrorHintsVersion1(t *testing.T) {
 	e := pod(t)
 	e.LinkLocal()
 	e.Node().SetSysctl("net/ipv6/conf/eth0/force_mld_version", "1")
-	joinAndLeave(t, e, newMute(t, e, true), 500)
+	joinAndLeave(t, e, newMute(t, e, hints), 500)
 }
 
 func TestMirrorAlone(t *testing.T) {
 	withoutEvents(t)
 	e := pod(t)
 	joinAndLeave(t, e, nil, 200)
-	joinAndLeave(t, e, newMute(t, e, false), 50)
+	joinAndLeave(t, e, newMute(t, e, mutes), 50)
 }
 
 // A join is told by its hint and not by the list, which is due 30 s later.
@@ -189,7 +209,7 @@ func TestMirrorHintIsPrompt(t *testing.T) {
 	withoutEvents(t)
 	e := pod(t)
 	e.LinkLocal()
-	mute := newMute(t, e, true)
+	mute := newMute(t, e, hints)
 	f := follow(t, e, mute)
 	f.equal(e)
 	start := time.Now()
@@ -345,7 +365,9 @@ func TestMirrorFirstCall(t *testing.T) {
 	m := openMirror(t, e, nil)
 	defer m.Close()
 	changes, err := m.Next()
-	if err != nil || !slices.Contains(changes, kernel.Change{Addr: group, Joined: true}) {
+	if err != nil || !slices.ContainsFunc(changes, func(c kernel.Change) bool {
+		return c.Addr == group && c.Joined && c.Exclude && len(c.Sources) == 0
+	}) {
 		t.Fatalf("%v %v", changes, err)
 	}
 
@@ -410,7 +432,7 @@ func TestMirrorClose(t *testing.T) {
 				withoutEvents(t)
 			}
 			e := pod(t)
-			m := openMirror(t, e, newMute(t, e, true))
+			m := openMirror(t, e, newMute(t, e, hints))
 			if m.Events() != events {
 				t.Fatalf("Events is %v", m.Events())
 			}
@@ -498,5 +520,5 @@ func BenchmarkNextByHint(b *testing.B) {
 	withoutEvents(b)
 	e := pod(b)
 	e.LinkLocal()
-	benchmarkNext(b, e, newMute(b, e, true))
+	benchmarkNext(b, e, newMute(b, e, hints))
 }

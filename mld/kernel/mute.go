@@ -23,6 +23,7 @@ var ErrCannotMute = errors.New("this kernel cannot mute its MLD reports")
 // Of nf_tables; package x/sys/unix does not have them.
 const (
 	nfTableFlagOwner = 2 // NFT_TABLE_F_OWNER
+	nfHookLocalIn    = 1 // NF_INET_LOCAL_IN
 	nfHookLocalOut   = 3 // NF_INET_LOCAL_OUT
 )
 
@@ -30,6 +31,8 @@ const (
 const (
 	chainOutput    = "output"  // sees every packet, and takes aside what may be a report
 	chainReports   = "reports" // decides about these
+	chainInput     = "input"   // sees every packet for this host, and takes aside the queries
+	chainQueries   = "queries" // decides about these
 	counterDropped = "dropped"
 )
 
@@ -39,8 +42,8 @@ const mutePriority = -450
 // A Mute drops the MLD reports that the kernel itself sends on one interface, from NewMute until Close or the
 // death of the process, whatever its cause. Its methods are safe for concurrent use.
 type Mute struct {
-	index int
-	hints bool
+	index   int
+	options MuteOptions
 
 	mu     sync.Mutex
 	conn   *netlink.Conn // owns the table: the kernel removes it when the socket is closed
@@ -48,22 +51,31 @@ type Mute struct {
 	closed bool
 }
 
+// MuteOptions say what a mute does for a [Mirror]. The zero value mutes and nothing else.
+type MuteOptions struct {
+	// Hints has the kernel log a copy of what is dropped: it tells a mirror of changes on a kernel without the events.
+	Hints bool
+
+	// Sources has it log likewise, so that a mirror learns the source filters. In its MLDv1 mode the kernel reports
+	// none, so queries of version 1 are kept from it; and so are queries for single sources, the answer to which is
+	// only a part of a filter. Both are still heard by AF_PACKET sockets, but not by a program's ICMPv6 socket.
+	Sources bool
+}
+
 // NewMute mutes the kernel on the interface with the given index. It survives a rename of the interface, going
 // down and up, and a flush of all rules by the container's root. Reports that a program sends by itself, such as
 // a multicast router's, pass. CAP_NET_ADMIN is needed in the namespace.
 //
-// With hints the kernel also logs a copy of what is dropped, for a [Mirror] on a kernel without the events.
-//
 // The error wraps [ErrMuted] or [ErrCannotMute] where these are the cause; the kernel then is as it was.
-func NewMute(ns *netns.Namespace, ifindex int, hints bool) (*Mute, error) {
+func NewMute(ns *netns.Namespace, ifindex int, options MuteOptions) (*Mute, error) {
 	if ifindex <= 0 {
 		return nil, fmt.Errorf("mute interface %d: no such index", ifindex)
 	}
-	batch, err := muteBatch(ifindex, hints)
+	batch, err := muteBatch(ifindex, options)
 	if err != nil {
 		return nil, fmt.Errorf("mute interface %d: %w", ifindex, err)
 	}
-	m := &Mute{index: ifindex, hints: hints, dup: -1}
+	m := &Mute{index: ifindex, options: options, dup: -1}
 	err = ns.Do(func() error {
 		m.conn, err = netlink.Dial(unix.NETLINK_NETFILTER, nil)
 		return err
@@ -121,7 +133,7 @@ func (m *Mute) install(batch []netlink.Message) error {
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EAFNOSUPPORT),
 		errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOSYS):
 		return fmt.Errorf("mute interface %d: %w: it takes nf_tables with owner tables (Linux 5.12 or later), and "+
-			"nfnetlink_log for hints: %w", m.index, ErrCannotMute, err)
+			"nfnetlink_log for hints and sources: %w", m.index, ErrCannotMute, err)
 	}
 	return fmt.Errorf("mute interface %d: %w", m.index, err)
 }
@@ -177,21 +189,22 @@ func tableName(ifindex int) string { return fmt.Sprintf("mld-%d", ifindex) }
 //	chain output  { oif I, ICMPv6 types 131 to 143: goto reports }
 //	chain reports { types 133 to 142 are not MLD: accept; from a program's socket: accept; log; count and drop }
 //
-// A packet that is not ICMPv6 costs one rule. Queries pass: a router in the namespace may be the querier.
-func muteBatch(ifindex int, hints bool) ([]netlink.Message, error) {
-	const typeReport, typeReportV2, firstOther, lastOther = 131, 143, 133, 142
-	outgoing := binary.NativeEndian.AppendUint32(nil, uint32(ifindex))
-	takeAside := []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyOIF, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: outgoing},
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_ICMPV6}},
-	}
-	takeAside = append(takeAside, icmpType(typeReport, typeReportV2)...)
-	takeAside = append(takeAside, &expr.Verdict{Kind: expr.VerdictGoto, Chain: chainReports})
-
+// and, for sources,
+//
+//	chain input   { iif I, ICMPv6 type 130: goto queries }
+//	chain queries { number of sources is 0: accept; drop }
+//
+// A packet that is not ICMPv6 costs one rule. Queries that are sent pass: a router in the namespace may be the querier.
+//
+// The log has no limit, for what a limit holds back is lost without a word. What bounds it is the buffer of its
+// socket, and an overflow of that is told.
+func muteBatch(ifindex int, options MuteOptions) ([]netlink.Message, error) {
+	const (
+		typeQuery, typeReport, typeReportV2 = 130, 131, 143
+		firstOther, lastOther               = 133, 142
+	)
 	accept := &expr.Verdict{Kind: expr.VerdictAccept}
-	rules := [][]expr.Any{
+	reports := [][]expr.Any{
 		append(icmpType(firstOther, lastOther), accept),
 		{
 			// Every user matches; a packet of the kernel's own has none, and then the whole rule does not.
@@ -200,16 +213,13 @@ func muteBatch(ifindex int, hints bool) ([]netlink.Message, error) {
 			accept,
 		},
 	}
-	if hints {
-		rules = append(rules, []expr.Any{
-			&expr.Limit{Type: expr.LimitTypePkts, Rate: hintRate, Unit: expr.LimitTimeSecond, Burst: hintRate},
-			&expr.Log{
-				Key:   1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_QTHRESHOLD,
-				Group: hintGroup(ifindex), QThreshold: 1, // or a copy waits up to a second for company
-			},
-		})
+	if options.Hints || options.Sources {
+		reports = append(reports, []expr.Any{&expr.Log{
+			Key:   1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_QTHRESHOLD,
+			Group: logGroup(ifindex), QThreshold: 1, // or a copy waits up to a second for company
+		}})
 	}
-	rules = append(rules, []expr.Any{
+	reports = append(reports, []expr.Any{
 		&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: counterDropped},
 		&expr.Verdict{Kind: expr.VerdictDrop},
 	})
@@ -227,28 +237,35 @@ func muteBatch(ifindex int, hints bool) ([]netlink.Message, error) {
 		e.Uint32(unix.NFTA_OBJ_TYPE, unix.NFT_OBJECT_COUNTER)
 		e.Bytes(unix.NFTA_OBJ_DATA|unix.NLA_F_NESTED, nil)
 	})
-	b.add(unix.NFT_MSG_NEWCHAIN, 0, func(e *netlink.AttributeEncoder) {
-		e.String(unix.NFTA_CHAIN_TABLE, table)
-		e.String(unix.NFTA_CHAIN_NAME, chainReports)
-	})
-	for _, r := range rules {
-		b.rule(chainReports, 0, r)
-	}
-	// The base chain and its rule come last: only now do packets pass.
-	b.add(unix.NFT_MSG_NEWCHAIN, 0, func(e *netlink.AttributeEncoder) {
-		e.String(unix.NFTA_CHAIN_TABLE, table)
-		e.String(unix.NFTA_CHAIN_NAME, chainOutput)
-		e.String(unix.NFTA_CHAIN_TYPE, "filter")
-		e.Nested(unix.NFTA_CHAIN_HOOK, func(e *netlink.AttributeEncoder) error {
-			e.Uint32(unix.NFTA_HOOK_HOOKNUM, nfHookLocalOut)
-			e.Int32(unix.NFTA_HOOK_PRIORITY, mutePriority)
-			return nil
+	b.chain(chainReports, reports)
+	if options.Sources {
+		// The number of sources stands at 26. A query of version 1 ends at 24, and then the rule does not match.
+		b.chain(chainQueries, [][]expr.Any{
+			{
+				&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 26, Len: 2},
+				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0, 0}},
+				accept,
+			},
+			{&expr.Verdict{Kind: expr.VerdictDrop}},
 		})
-		e.Uint32(unix.NFTA_CHAIN_POLICY, 1) // NF_ACCEPT
-	})
-	b.rule(chainOutput, netlink.Acknowledge, takeAside)
+		b.hook(chainInput, nfHookLocalIn, takeAside(expr.MetaKeyIIF, ifindex, typeQuery, typeQuery, chainQueries))
+	}
+	b.hook(chainOutput, nfHookLocalOut, takeAside(expr.MetaKeyOIF, ifindex, typeReport, typeReportV2, chainReports))
+	b.messages[len(b.messages)-1].Header.Flags |= netlink.Acknowledge
 	b.control(unix.NFNL_MSG_BATCH_END)
 	return b.messages, b.err
+}
+
+// takeAside sends the ICMPv6 packets of some types that come or go through the interface to a chain.
+func takeAside(direction expr.MetaKey, ifindex int, first, last byte, chain string) []expr.Any {
+	rule := []expr.Any{
+		&expr.Meta{Key: direction, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, uint32(ifindex))},
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_ICMPV6}},
+	}
+	rule = append(rule, icmpType(first, last)...)
+	return append(rule, &expr.Verdict{Kind: expr.VerdictGoto, Chain: chain})
 }
 
 // icmpType matches an ICMPv6 type from first to last.
@@ -282,8 +299,35 @@ func (b *batch) add(kind int, flags netlink.HeaderFlags, attrs func(*netlink.Att
 	b.messages = append(b.messages, m)
 }
 
-func (b *batch) rule(chain string, flags netlink.HeaderFlags, exprs []expr.Any) {
-	b.add(unix.NFT_MSG_NEWRULE, netlink.Append|flags, func(e *netlink.AttributeEncoder) {
+// chain adds a chain with its rules, for other chains to go to.
+func (b *batch) chain(name string, rules [][]expr.Any) {
+	b.add(unix.NFT_MSG_NEWCHAIN, 0, func(e *netlink.AttributeEncoder) {
+		e.String(unix.NFTA_CHAIN_TABLE, b.table)
+		e.String(unix.NFTA_CHAIN_NAME, name)
+	})
+	for _, r := range rules {
+		b.rule(name, r)
+	}
+}
+
+// hook adds a chain with one rule that the packets of a hook pass. Where it goes to must be there.
+func (b *batch) hook(name string, hook uint32, rule []expr.Any) {
+	b.add(unix.NFT_MSG_NEWCHAIN, 0, func(e *netlink.AttributeEncoder) {
+		e.String(unix.NFTA_CHAIN_TABLE, b.table)
+		e.String(unix.NFTA_CHAIN_NAME, name)
+		e.String(unix.NFTA_CHAIN_TYPE, "filter")
+		e.Nested(unix.NFTA_CHAIN_HOOK, func(e *netlink.AttributeEncoder) error {
+			e.Uint32(unix.NFTA_HOOK_HOOKNUM, hook)
+			e.Int32(unix.NFTA_HOOK_PRIORITY, mutePriority)
+			return nil
+		})
+		e.Uint32(unix.NFTA_CHAIN_POLICY, 1) // NF_ACCEPT
+	})
+	b.rule(name, rule)
+}
+
+func (b *batch) rule(chain string, exprs []expr.Any) {
+	b.add(unix.NFT_MSG_NEWRULE, netlink.Append, func(e *netlink.AttributeEncoder) {
 		e.String(unix.NFTA_RULE_TABLE, b.table)
 		e.String(unix.NFTA_RULE_CHAIN, chain)
 		e.Nested(unix.NFTA_RULE_EXPRESSIONS, func(e *netlink.AttributeEncoder) error {

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -20,9 +21,15 @@ import (
 	"github.com/seed-aaab8e3a/cni-mld/netnslab"
 )
 
-func newMute(t testing.TB, e *netnslab.Endpoint, hints bool) *kernel.Mute {
+var (
+	mutes   = kernel.MuteOptions{}
+	hints   = kernel.MuteOptions{Hints: true}
+	sources = kernel.MuteOptions{Sources: true}
+)
+
+func newMute(t testing.TB, e *netnslab.Endpoint, options kernel.MuteOptions) *kernel.Mute {
 	t.Helper()
-	m, err := kernel.NewMute(e.Node().Netns(), e.Index(), hints)
+	m, err := kernel.NewMute(e.Node().Netns(), e.Index(), options)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,7 +93,7 @@ func TestMuteSilence(t *testing.T) {
 	t.Parallel()
 	e := pod(t)
 	e.LinkLocal()
-	m := newMute(t, e, false)
+	m := newMute(t, e, mutes)
 	c := e.Peer().Capture(netnslab.MLD)
 
 	var member *netnslab.Membership
@@ -141,7 +148,7 @@ func TestMuteSilence(t *testing.T) {
 func TestMuteDuplicateAddressDetection(t *testing.T) {
 	t.Parallel()
 	e := pod(t, netnslab.DAD, netnslab.Down)
-	m := newMute(t, e, false)
+	m := newMute(t, e, mutes)
 	e.Peer().SetUp()
 	c := e.Peer().Capture(netnslab.ICMPv6)
 	silent(t, e, m, c, "duplicate address detection", func() {
@@ -168,7 +175,7 @@ func TestMuteSparesOthers(t *testing.T) {
 	_, muted := lab.Veth(lab.Node("left"), "eth0", n, "eth0")
 	_, free := lab.Veth(lab.Node("right"), "eth0", n, "eth1")
 	muted.LinkLocal()
-	m := newMute(t, muted, false)
+	m := newMute(t, muted, mutes)
 	right := free.Peer().Capture(netnslab.MLD)
 	free.Join(group)
 	waitReport(free, right)
@@ -210,7 +217,7 @@ func TestMuteClose(t *testing.T) {
 	t.Parallel()
 	e := pod(t)
 	e.LinkLocal()
-	m := newMute(t, e, false)
+	m := newMute(t, e, mutes)
 	c := e.Peer().Capture(netnslab.MLD)
 	silent(t, e, m, c, "join", func() { e.Join(group) })
 	if fd := m.HighDescriptor(); fd < 256 {
@@ -227,9 +234,90 @@ func TestMuteClose(t *testing.T) {
 	waitUnmuted(t, e)
 	e.Peer().SendPacket(query(mld.Version2, group))
 	waitReport(e, c)
-	again := newMute(t, e, true)
+	again := newMute(t, e, sources)
 	c = e.Peer().Capture(netnslab.MLD)
 	silent(t, e, again, c, "query", func() { e.Peer().SendPacket(query(mld.Version2, group)) })
+}
+
+// withLongOptions returns a query whose Hop-by-Hop Options header has 16 octets.
+func withLongOptions(packet []byte) []byte {
+	const hopByHop, payloadLength = 40, 4
+	packet = slices.Insert(packet, hopByHop+8, 0x1e, 6, 0, 0, 0, 0, 0, 0) // one that is skipped by who does not know it
+	packet[hopByHop+1]++
+	packet[payloadLength+1] += 8
+	return packet
+}
+
+// For sources, the kernel stays in MLDv2 mode while a querier of version 1 asks, and is asked no source-specific query,
+// the answer to which would be a part of a filter. When the mute has gone, all this is over.
+func TestMuteQueries(t *testing.T) {
+	t.Parallel()
+	general := netip.IPv6Unspecified()
+	for _, tc := range []struct {
+		name   string
+		asked  []byte
+		closed uint8 // type of the kernel's next answer, after the mute is closed and it is asked again
+	}{
+		{"version 1", query(mld.Version1, general), 131},
+		{"version 1, long options", withLongOptions(query(mld.Version1, general)), 131},
+		{"version 2", query(mld.Version2, general), 143},
+		{"version 2, long options", withLongOptions(query(mld.Version2, general)), 143},
+	} {
+		for _, options := range []kernel.MuteOptions{sources, hints} {
+			t.Run(fmt.Sprintf("%s, %+v", tc.name, options), func(t *testing.T) {
+				t.Parallel()
+				e := pod(t, netnslab.Down)
+				announced(t, e)
+				m := newMute(t, e, options)
+				c := e.Peer().Capture(netnslab.MLD)
+				e.Peer().SendPacket(tc.asked)
+				// An answer to a query that is heard, or to the one after it.
+				before := dropped(t, m)
+				e.Peer().SendPacket(query(mld.Version2, general))
+				netnslab.WaitFor(t, "the kernel's answer", patience, func() (bool, string) { return dropped(t, m) > before, "" })
+				if err := m.Close(); err != nil {
+					t.Fatal(err)
+				}
+				waitUnmuted(t, e)
+				want := tc.closed
+				if options.Sources {
+					want = 143
+				}
+				answer := func(want uint8) {
+					t.Helper()
+					got := c.Wait(patience, "an answer", func(f netnslab.Frame) bool { return isReport(e, f) }).ICMPv6()
+					if got != want {
+						t.Errorf("the kernel answers with type %d, want %d", got, want)
+					}
+				}
+				c = e.Peer().Capture(netnslab.MLD)
+				e.Peer().SendPacket(query(mld.Version2, general))
+				answer(want)
+				c = e.Peer().Capture(netnslab.MLD)
+				e.Peer().SendPacket(tc.asked)
+				answer(tc.closed)
+			})
+		}
+	}
+}
+
+// The answer to a source-specific query would be taken for the whole filter.
+func TestMuteSourceSpecificQueries(t *testing.T) {
+	t.Parallel()
+	e := pod(t, netnslab.Down)
+	announced(t, e)
+	member := e.JoinSource(group, u[0])
+	if err := member.AddSource(u[1]); err != nil {
+		t.Fatal(err)
+	}
+	m := newMute(t, e, sources)
+	f := follow(t, e, m)
+	f.equal(e)
+	e.Peer().SendPacket(mld.AppendQuery(nil, netip.MustParseAddr("fe80::5e:1"), group, mld.Query{
+		Version: mld.Version2, MulticastAddress: group, MaxResponseCode: 1, Sources: u[:1],
+	}))
+	f.ask(e, m)
+	f.wants(e, group, include(0, 1))
 }
 
 // waitUnmuted waits for the table to go. A process that a test beside this one is starting may hold a copy of its
@@ -264,7 +352,7 @@ func TestMuteKill(t *testing.T) {
 	if line, err := bufio.NewReader(out).ReadString('\n'); line != "muted\n" {
 		t.Fatalf("%q %v", line, err)
 	}
-	_, err = kernel.NewMute(e.Node().Netns(), e.Index(), false)
+	_, err = kernel.NewMute(e.Node().Netns(), e.Index(), mutes)
 	if !errors.Is(err, kernel.ErrMuted) || !strings.Contains(err.Error(), fmt.Sprintf("mld-%d", e.Index())) {
 		t.Errorf("a second mute: %v", err)
 	}
@@ -278,17 +366,20 @@ func TestMuteKill(t *testing.T) {
 	c := e.Peer().Capture(netnslab.MLD)
 	e.Peer().SendPacket(query(mld.Version2, group))
 	waitReport(e, c)
+	c = e.Peer().Capture(netnslab.MLD)
+	e.Peer().SendPacket(query(mld.Version1, group))
+	c.Wait(patience, "a report of version 1", func(f netnslab.Frame) bool { return isReport(e, f) && f.ICMPv6() == 131 })
 }
 
 func TestMuteTaken(t *testing.T) {
 	t.Parallel()
 	e := pod(t)
 	run(t, e.Node(), "nft", fmt.Sprintf("add table ip6 mld-%d", e.Index()))
-	if _, err := kernel.NewMute(e.Node().Netns(), e.Index(), false); !errors.Is(err, kernel.ErrMuted) {
+	if _, err := kernel.NewMute(e.Node().Netns(), e.Index(), mutes); !errors.Is(err, kernel.ErrMuted) {
 		t.Errorf("beside a table that nobody owns: %v", err)
 	}
 	for _, index := range []int{0, -1} {
-		if _, err := kernel.NewMute(e.Node().Netns(), index, false); err == nil {
+		if _, err := kernel.NewMute(e.Node().Netns(), index, mutes); err == nil {
 			t.Errorf("index %d: no error", index)
 		}
 	}
@@ -316,7 +407,7 @@ func TestMuteWithoutCapability(t *testing.T) {
 func TestMuteConcurrently(t *testing.T) {
 	t.Parallel()
 	e := pod(t)
-	m := newMute(t, e, false)
+	m := newMute(t, e, mutes)
 	var wg sync.WaitGroup
 	for i := range 8 {
 		wg.Go(func() {
@@ -342,10 +433,10 @@ func TestMuteConcurrently(t *testing.T) {
 // change its code, which takes longer. Closing waits for the kernel (RCU) and is measured apart.
 func BenchmarkNewMute(b *testing.B) {
 	e := pod(b)
-	newMute(b, e.Peer(), false)
+	newMute(b, e.Peer(), mutes)
 	var closing time.Duration
 	for b.Loop() {
-		m, err := kernel.NewMute(e.Node().Netns(), e.Index(), true)
+		m, err := kernel.NewMute(e.Node().Netns(), e.Index(), sources)
 		if err != nil {
 			b.Fatal(err)
 		}

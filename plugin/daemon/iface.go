@@ -9,6 +9,7 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 
+	"github.com/seed-aaab8e3a/cni-mld/mld"
 	"github.com/seed-aaab8e3a/cni-mld/mld/agent"
 	"github.com/seed-aaab8e3a/cni-mld/mld/kernel"
 	"github.com/seed-aaab8e3a/cni-mld/mld/link"
@@ -107,6 +108,7 @@ func (d *Daemon) start(t *target, v voice) (*iface, error) {
 		Index: t.id.index,
 		Listener: listener.Config{
 			Profile:                   profiles[v.profile],
+			Version:                   mld.Version(v.mldVersion),
 			Robustness:                v.robustness,
 			UnsolicitedReportInterval: v.interval,
 			AlwaysDone:                v.alwaysDone,

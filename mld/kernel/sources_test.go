@@ -1,0 +1,613 @@
+package kernel_test
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/seed-aaab8e3a/cni-mld/mld"
+	"github.com/seed-aaab8e3a/cni-mld/mld/kernel"
+	"github.com/seed-aaab8e3a/cni-mld/netnslab"
+)
+
+var (
+	channel = netip.MustParseAddr("ff3e::8000:4321") // source-specific by its address
+	u       = []netip.Addr{
+		netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2001:db8::2"),
+		netip.MustParseAddr("2001:db8::3"), netip.MustParseAddr("2001:db8::4"),
+	}
+)
+
+// A want is what a filter lets in: bit i for the source u[i], and one more for all other sources.
+type want uint8
+
+const (
+	nothing  want = 0
+	anything want = 1<<5 - 1
+)
+
+func include(sources ...int) (w want) {
+	for _, i := range sources {
+		w |= 1 << i
+	}
+	return w
+}
+
+func exclude(sources ...int) want { return anything &^ include(sources...) }
+
+// told is what a mirror tells of an address.
+func told(c kernel.Change) (w want) {
+	for _, s := range c.Sources {
+		w |= 1 << slices.Index(u, s)
+	}
+	switch {
+	case !c.Joined:
+		return nothing
+	case c.Exclude:
+		return anything &^ w
+	}
+	return w
+}
+
+// A socket is the naive model of one: what it has asked for.
+type socket struct {
+	*netnslab.Membership
+	joined  bool
+	exclude bool
+	sources []int
+}
+
+// wanted is the interface's filter by RFC 9777 section 4.2. (V2-16)
+func wanted(sockets []*socket) want {
+	var excluding, excluded, included = false, anything, nothing
+	for _, s := range sockets {
+		switch {
+		case !s.joined:
+		case s.exclude:
+			excluding, excluded = true, excluded&include(s.sources...)
+		default:
+			included |= include(s.sources...)
+		}
+	}
+	if excluding {
+		return anything &^ (excluded &^ included)
+	}
+	return included
+}
+
+// step does something with a socket, as a program may.
+func (s *socket) step(t *testing.T, e *netnslab.Endpoint, group netip.Addr, random *rand.Rand) string {
+	i := random.IntN(len(u))
+	has := slices.Contains(s.sources, i)
+	drop := func() { s.sources = slices.DeleteFunc(s.sources, func(j int) bool { return j == i }) }
+	var what string
+	var err error
+	switch op := random.IntN(8); {
+	case !s.joined && op < 4:
+		what = "join"
+		s.Membership, s.joined, s.exclude, s.sources = e.Join(group), true, true, nil
+	case !s.joined:
+		what = fmt.Sprint("join for ", i)
+		s.Membership, s.joined, s.exclude, s.sources = e.JoinSource(group, u[i]), true, false, []int{i}
+	case op == 0:
+		what = "leave"
+		err = s.Close()
+		s.joined = false
+	case op < 3:
+		s.exclude, s.sources = random.IntN(2) == 0, random.Perm(len(u))[:random.IntN(len(u)+1)]
+		what = fmt.Sprint("filter, exclude ", s.exclude, " ", s.sources)
+		list := make([]netip.Addr, len(s.sources))
+		for k, j := range s.sources {
+			list[k] = u[j]
+		}
+		err = s.SetFilter(s.exclude, list...)
+		s.joined = s.exclude || len(list) > 0
+		if !s.joined {
+			err = s.Close()
+		}
+	case s.exclude && has:
+		what = fmt.Sprint("unblock ", i)
+		err = s.Unblock(u[i])
+		drop()
+	case s.exclude:
+		what = fmt.Sprint("block ", i)
+		err = s.Block(u[i])
+		s.sources = append(s.sources, i)
+	case has:
+		what = fmt.Sprint("drop ", i)
+		err = s.DropSource(u[i])
+		drop()
+		if s.joined = len(s.sources) > 0; !s.joined {
+			err = s.Close()
+		}
+	default:
+		what = fmt.Sprint("add ", i)
+		err = s.AddSource(u[i])
+		s.sources = append(s.sources, i)
+	}
+	if err != nil {
+		t.Fatalf("%s: %v", what, err)
+	}
+	return what
+}
+
+// The mirror's filter becomes the interface's, computed from what the sockets have asked for, after every burst of
+// what programs do; and what is wanted all through a burst is wanted in all that is told meanwhile.
+func TestV2_16_MirrorSources(t *testing.T) {
+	t.Parallel()
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	for name, events := range map[string]bool{"events": true} {
+		t.Run(name, func(t *testing.T) { randomSources(t, seed, events, 300) })
+	}
+}
+
+func TestV2_16_MirrorSourcesWithoutEvents(t *testing.T) {
+	withoutEvents(t)
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	randomSources(t, seed, false, 60)
+}
+
+func randomSources(t *testing.T, seed uint64, events bool, steps int) {
+	random := rand.New(rand.NewPCG(seed, 0))
+	e := pod(t, netnslab.Down)
+	announced(t, e)
+	var mu sync.Mutex
+	must := make(map[netip.Addr]want)
+	var history []string
+	f := followWith(t, e, newMute(t, e, sources), func(c kernel.Change) {
+		mu.Lock()
+		defer mu.Unlock()
+		if w := told(c); events && w&must[c.Addr] != must[c.Addr] {
+			t.Errorf("%v: %05b is told, less than %05b, which was wanted all the time: %+v after %q", c.Addr, w, must[c.Addr], c,
+				history)
+		}
+	})
+	f.equal(e)
+	groups := []netip.Addr{group, channel}
+	sockets := make(map[netip.Addr][]*socket)
+	for _, g := range groups {
+		for range 3 {
+			sockets[g] = append(sockets[g], &socket{})
+		}
+	}
+	var noise, sentinel *netnslab.Membership
+	var slowest time.Duration
+	for i := range steps {
+		g := groups[random.IntN(2)]
+		mu.Lock()
+		history = nil
+		mu.Unlock()
+		for range 1 + max(0, random.IntN(8)-4) {
+			if random.IntN(5) == 0 { // hides the others from /proc
+				if noise != nil {
+					if err := noise.Close(); err != nil {
+						t.Fatal(err)
+					}
+				}
+				noise = e.Join(netip.MustParseAddr("ff05::1:1"))
+			}
+			n := random.IntN(3)
+			s := sockets[g][n]
+			// What the step will want is not known before, so what it may lose is not asked for meanwhile.
+			mu.Lock()
+			before := must[g]
+			must[g] = nothing
+			mu.Unlock()
+			what := s.step(t, e, g, random)
+			mu.Lock()
+			history = append(history, fmt.Sprint("socket ", n, ": ", what))
+			must[g] = before & wanted(sockets[g])
+			mu.Unlock()
+		}
+		// With the sentinel, what programs have joined and left before has been told.
+		if sentinel != nil {
+			if err := sentinel.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		last := netip.AddrFrom16([16]byte{0: 0xff, 1: 5, 13: 9, 14: byte(i >> 8), 15: byte(i)})
+		sentinel = e.JoinSource(last, u[0])
+		start := time.Now()
+		want := wanted(sockets[g])
+		netnslab.WaitFor(t, fmt.Sprintf("step %d: %v: %q", i, g, history), patience, func() (bool, string) {
+			c := f.filter(g)
+			joined := slices.ContainsFunc(sockets[g], func(s *socket) bool { return s.joined })
+			return f.filter(last).Joined && c.Joined == joined && told(c) == want, fmt.Sprintf("%+v is told, %05b, want %05b", c, told(c), want)
+		}, e.Node())
+		slowest = max(slowest, time.Since(start))
+		mu.Lock()
+		must[g] = want
+		mu.Unlock()
+	}
+	t.Logf("the slowest of %d steps took %v", steps, slowest)
+}
+
+// announced sets an interface up and waits until the kernel has told twice each what it tells when it joins the
+// solicited-node address and when it has its link-local address: in these lists of excluded sources are wrong.
+func announced(t testing.TB, e *netnslab.Endpoint) {
+	t.Helper()
+	e.Peer().SetUp()
+	c := e.Peer().Capture(netnslab.MLD)
+	e.SetUp()
+	own := e.LinkLocal().As16()
+	solicited := netip.AddrFrom16([16]byte{0: 0xff, 1: 0x02, 11: 1, 12: 0xff, 13: own[13], 14: own[14], 15: own[15]})
+	netnslab.WaitFor(t, "the kernel's announcements", patience, func() (bool, string) {
+		n := 0
+		for _, f := range c.Frames() {
+			if f.Outgoing || f.ICMPv6() != 143 {
+				continue
+			}
+			p, err := mld.Parse(f.IPv6(), mld.AcceptUnspecified)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for r := range p.Message.Records.All() {
+				if r.MulticastAddress == solicited {
+					n++
+				}
+			}
+		}
+		return n >= 4, fmt.Sprintf("%d of 4 records", n)
+	})
+}
+
+// wants waits until the mirror tells what is wanted of an address, and fails if it has told less before.
+func (f *follower) wants(e *netnslab.Endpoint, addr netip.Addr, w want) {
+	f.t.Helper()
+	netnslab.WaitFor(f.t, fmt.Sprintf("%v to be told as %05b", addr, w), patience, func() (bool, string) {
+		c := f.filter(addr)
+		if told(c)&w != w && c.Joined {
+			f.t.Errorf("%v: %05b is told, less than %05b", addr, told(c), w)
+		}
+		return told(c) == w, fmt.Sprintf("%+v is told", c)
+	}, e.Node())
+}
+
+// ask asks the kernel for all that it has joined, and waits until it has answered and the mirror knows.
+func (f *follower) ask(e *netnslab.Endpoint, m *kernel.Mute) {
+	f.t.Helper()
+	before := dropped(f.t, m)
+	e.Peer().SendPacket(query(mld.Version2, netip.IPv6Unspecified()))
+	netnslab.WaitFor(f.t, "the kernel's answer to be dropped", patience, func() (bool, string) {
+		return dropped(f.t, m) > before, ""
+	})
+	e.Join(last)
+	netnslab.WaitFor(f.t, "the sentinel to be told", patience, func() (bool, string) { return f.list()[last], "" }, e.Node())
+}
+
+// last is joined after something else, to see that the mirror has read about that.
+var last = netip.MustParseAddr("ff05::5e:9")
+
+// The kernel's list of sources is the same for two states of the sockets with different filters. What stood before the
+// mirror is wanted from any source until the kernel tells.
+func TestMirrorStandingSources(t *testing.T) {
+	t.Parallel()
+	var lists []string
+	for _, tc := range []struct {
+		name string
+		join func(e *netnslab.Endpoint)
+		want want
+	}{
+		{"{IN(0), IN(1)}", func(e *netnslab.Endpoint) { e.JoinSource(group, u[0]); e.JoinSource(group, u[1]) }, include(0, 1)},
+		{"{IN(0,1), EX()}", func(e *netnslab.Endpoint) {
+			m := e.JoinSource(group, u[0])
+			e.Join(group)
+			if err := m.AddSource(u[1]); err != nil {
+				t.Fatal(err)
+			}
+		}, anything},
+		{"{EX(0,1), EX(1,2)}", func(e *netnslab.Endpoint) {
+			for _, list := range [][]netip.Addr{u[:2], u[1:3]} {
+				if err := e.Join(group).SetFilter(true, list...); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}, exclude(1)},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			e := pod(t, netnslab.Down)
+			announced(t, e)
+			tc.join(e)
+			if b := strings.Split(run(t, e.Node(), "cat", "/proc/self/net/mcfilter6"), "\n"); len(lists) < 2 {
+				slices.Sort(b)
+				lists = append(lists, strings.Join(b, "\n"))
+			}
+			// What the kernel tells by itself is over.
+			m := newMute(t, e, sources)
+			netnslab.WaitFor(t, "the kernel's repeats", patience, func() (bool, string) {
+				n := dropped(t, m)
+				return n >= 1, fmt.Sprintf("%d dropped packets", n)
+			})
+			f := follow(t, e, m)
+			f.wants(e, group, anything)
+			f.ask(e, m)
+			f.wants(e, group, tc.want)
+		})
+	}
+	if len(lists) != 2 || lists[0] != lists[1] || !strings.Contains(lists[0], "ff05") {
+		t.Errorf("the lists are not the same, so nothing is proved: %q", lists)
+	}
+}
+
+// A record with more sources than a packet holds comes in parts.
+func TestV2_47_MirrorManySources(t *testing.T) {
+	t.Parallel()
+	e := pod(t, netnslab.Down)
+	announced(t, e)
+	m := newMute(t, e, sources)
+	f := follow(t, e, m)
+	f.equal(e)
+	var list []netip.Addr
+	for i := range 200 {
+		list = append(list, netip.AddrFrom16([16]byte{0x20, 1, 0x0d, 0xb8, 15: byte(i)}))
+	}
+	wait := func(what string, sources []netip.Addr, exclude bool) {
+		t.Helper()
+		netnslab.WaitFor(t, what, patience, func() (bool, string) {
+			c := f.filter(group)
+			return c.Joined && c.Exclude == exclude && slices.Equal(c.Sources, sources), fmt.Sprintf("%+v", c)
+		}, e.Node())
+	}
+	for part := range slices.Chunk(list, 50) {
+		s := e.JoinSource(group, part[0])
+		for _, source := range part[1:] {
+			if err := s.AddSource(source); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	wait("ALLOW", list, false)
+	other := e.Join(group)
+	wait("TO_EX", nil, true)
+	if err := other.Close(); err != nil {
+		t.Fatal(err)
+	}
+	wait("TO_IN", list, false)
+	f.ask(e, m)
+	wait("IS_IN", list, false)
+}
+
+// When the log runs over, nothing less than everything is told until the kernel has told anew.
+func TestMirrorLogOverflow(t *testing.T) {
+	t.Cleanup(kernel.WithLogBuffer(4 << 10))
+	e := pod(t, netnslab.Down)
+	announced(t, e)
+	m := newMute(t, e, sources)
+	mirror := openMirror(t, e, m)
+	defer mirror.Close()
+	giveUp := time.AfterFunc(patience, func() { mirror.Close() })
+	defer giveUp.Stop()
+	if _, err := mirror.Next(); err != nil {
+		t.Fatal(err)
+	}
+	next := func(w want) {
+		t.Helper()
+		for {
+			changes, err := mirror.Next()
+			if err != nil {
+				t.Fatalf("%05b is not told: %v", w, err)
+			}
+			for _, c := range changes {
+				if c.Addr == group && told(c) == w {
+					return
+				}
+			}
+		}
+	}
+	member := e.JoinSource(group, u[0])
+	next(include(0))
+	for _, addr := range addrs(60) {
+		e.Join(addr)
+		before := dropped(t, m)
+		e.Peer().SendPacket(query(mld.Version2, addr))
+		netnslab.WaitFor(t, "an answer to be dropped", patience, func() (bool, string) { return dropped(t, m) > before, "" })
+	}
+	if lost := lostEvents(t, e.Node()); lost == 0 {
+		t.Fatal("the log has not run over")
+	}
+	if err := member.AddSource(u[1]); err != nil {
+		t.Fatal(err)
+	}
+	next(anything)
+	e.Peer().SendPacket(query(mld.Version2, group))
+	next(include(0, 1))
+}
+
+// A kernel in MLDv1 mode tells no sources, and no change of them.
+func TestMirrorSourcesVersion1(t *testing.T) {
+	t.Parallel()
+	e := pod(t, netnslab.Down)
+	announced(t, e)
+	m := newMute(t, e, sources)
+	f := follow(t, e, m)
+	f.equal(e)
+	member := e.JoinSource(group, u[0])
+	f.wants(e, group, include(0))
+	e.Node().SetSysctl("net/ipv6/conf/eth0/force_mld_version", "1")
+	f.ask(e, m)
+	f.wants(e, group, anything)
+	e.JoinSource(channel, u[0])
+	f.wants(e, channel, anything)
+	if err := member.AddSource(u[1]); err != nil {
+		t.Fatal(err)
+	}
+	e.Node().SetSysctl("net/ipv6/conf/eth0/force_mld_version", "0")
+	f.ask(e, m)
+	f.wants(e, group, include(0, 1))
+	f.wants(e, channel, include(0))
+}
+
+// When its link-local address has become valid, the kernel tells a list of excluded sources that has those in it which
+// somebody wants. It must not count.
+func TestMirrorAnnouncement(t *testing.T) {
+	t.Parallel()
+	e := pod(t, netnslab.Down)
+	e.Peer().SetUp()
+	if err := e.Join(group).SetFilter(true, u[0], u[2]); err != nil {
+		t.Fatal(err)
+	}
+	e.JoinSource(group, u[2])
+	m := newMute(t, e, sources)
+	f := follow(t, e, m)
+	f.wants(e, group, anything)
+	e.SetUp()
+	e.LinkLocal()
+	// Both announcements, and both times that the joins are told.
+	netnslab.WaitFor(t, "the kernel's announcements", patience, func() (bool, string) {
+		if w := told(f.filter(group)); w&exclude(0) != exclude(0) {
+			t.Errorf("%05b is told, less than %05b", w, exclude(0))
+		}
+		n := dropped(t, m)
+		return n >= 4, fmt.Sprintf("%d dropped packets", n)
+	})
+	f.ask(e, m)
+	f.wants(e, group, exclude(0))
+}
+
+// A program may name any address for a source.
+func TestMirrorImpossibleSources(t *testing.T) {
+	t.Parallel()
+	e := pod(t, netnslab.Down)
+	announced(t, e)
+	f := follow(t, e, newMute(t, e, sources))
+	f.equal(e)
+	for _, s := range []string{"ff02::5", "::", "::ffff:192.0.2.1"} {
+		source := netip.MustParseAddr(s)
+		member := e.Join(group)
+		f.wants(e, group, anything)
+		if err := member.SetFilter(false, source); err != nil {
+			t.Fatal(err)
+		}
+		if err := member.SetFilter(false, u[1], source); err != nil {
+			t.Fatal(err)
+		}
+		f.wants(e, group, include(1))
+		if err := member.Close(); err != nil {
+			t.Fatal(err)
+		}
+		f.wants(e, group, nothing)
+	}
+}
+
+// Without a mute that logs for sources, every membership is one of any source.
+func TestMirrorWithoutSources(t *testing.T) {
+	t.Parallel()
+	e := pod(t)
+	f := follow(t, e, newMute(t, e, hints))
+	e.JoinSource(group, u[0])
+	e.JoinSource(channel, u[0])
+	f.equal(e)
+	f.wants(e, group, anything)
+	f.wants(e, channel, anything)
+}
+
+// benchmarkSource measures from before the setsockopt of a source-specific join until Next has told it so.
+func benchmarkSource(b *testing.B, group netip.Addr) {
+	e := pod(b, netnslab.Down)
+	announced(b, e)
+	m := openMirror(b, e, newMute(b, e, sources))
+	defer m.Close()
+	type result struct {
+		at   time.Time
+		want want
+	}
+	results := make(chan result, 16)
+	go func() {
+		for {
+			changes, err := m.Next()
+			if err != nil {
+				return
+			}
+			at := time.Now()
+			for _, c := range changes {
+				if c.Addr == group {
+					results <- result{at, told(c)}
+				}
+			}
+		}
+	}()
+	var times []time.Duration
+	var corrected int
+	member := e.JoinSource(group, u[0])
+	leave := func(r result) {
+		b.Helper()
+		if err := member.DropSource(u[0]); err != nil {
+			b.Fatal(err)
+		}
+		for r.want != nothing {
+			r = <-results
+		}
+	}
+	leave(<-results)
+	for b.Loop() {
+		start := time.Now()
+		if err := member.AddSource(u[0]); err != nil {
+			b.Fatal(err)
+		}
+		r := <-results
+		for ; r.want != include(0); r = <-results {
+			corrected++
+		}
+		times = append(times, r.at.Sub(start))
+		b.StopTimer()
+		leave(r)
+		b.StartTimer()
+	}
+	slices.Sort(times)
+	b.ReportMetric(float64(times[len(times)/2].Microseconds()), "µs-median")
+	b.ReportMetric(float64(times[len(times)*95/100].Microseconds()), "µs-p95")
+	b.ReportMetric(float64(corrected)/float64(len(times)), "corrections/op")
+}
+
+func BenchmarkNextBySource(b *testing.B)  { benchmarkSource(b, group) }
+func BenchmarkNextByChannel(b *testing.B) { benchmarkSource(b, channel) }
+
+// BenchmarkMuted is a join and a leave in MLDv1 mode, with a packet for each that is dropped before setsockopt returns.
+// Whoever reads has an event to read for each, too.
+func BenchmarkMuted(b *testing.B) {
+	for _, bm := range []struct {
+		name    string
+		options kernel.MuteOptions
+		mirror  bool
+		read    bool
+	}{
+		{"drop", mutes, false, false},
+		{"drop and log, unread", sources, true, false},
+		{"drop, events read", mutes, true, true},
+		{"drop and log, both read", sources, true, true},
+	} {
+		b.Run(bm.name, func(b *testing.B) {
+			e := pod(b)
+			e.LinkLocal()
+			e.Node().SetSysctl("net/ipv6/conf/eth0/force_mld_version", "1")
+			m := newMute(b, e, bm.options)
+			if bm.mirror {
+				mirror := openMirror(b, e, m)
+				defer mirror.Close()
+				if bm.read {
+					go func() {
+						for {
+							if _, err := mirror.Next(); err != nil {
+								return
+							}
+						}
+					}()
+				}
+			}
+			j := newJoins(b, e)
+			for b.Loop() {
+				if err := errors.Join(j.Join(group), j.Leave(group)); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
