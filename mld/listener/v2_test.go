@@ -455,6 +455,15 @@ var v2Scenarios = []struct {
 		14.995s > IS_IN(ff05::8; s1)
 		1h      wait
 	`},
+	{rule: "V2-35 V2-37", name: "rule 1: an answer at the same time is not earlier", cfg: listener.Config{Robustness: 1}, transcript: `
+		0s      source fe80::a
+		0s      listen ff05::8 IN(s1,s2)
+		0s      > ALLOW(ff05::8; s1,s2)
+		10s     query2 :: 5s qrv 1
+		10s     query2 ff05::8 5s sources s1 qrv 1
+		14.995s > IS_IN(ff05::8; s1) IS_IN(ff05::8; s1,s2)
+		1h      wait
+	`},
 	{rule: "V2-35 V2-36", name: "rule 2: a general answer that is not sooner is replaced", cfg: listener.Config{Robustness: 1}, transcript: `
 		0s      source fe80::a
 		0s      listen ff05::8 IN(s1)
