@@ -37,14 +37,30 @@ func (w *ReportWriter) Room() int {
 
 // Add appends a record, which must fit (see Room). Addresses are in network byte order.
 func (w *ReportWriter) Add(t RecordType, addr *[16]byte, sources [][16]byte) {
-	n := len(w.b)
-	w.b = slices.Grow(w.b, RecordLen)[:n+RecordLen]
-	head := (*[RecordLen]byte)(w.b[n:])
-	binary.BigEndian.PutUint32(head[:], uint32(t)<<24|uint32(len(sources))) // no auxiliary data (V2-3)
-	*(*[16]byte)(head[4:]) = *addr
+	w.add(t, addr, len(sources))
 	for i := range sources {
 		w.b = append(w.b, sources[i][:]...)
 	}
+}
+
+// AddAny appends a record without sources, and tells whether there was room for it.
+func (w *ReportWriter) AddAny(t RecordType, addr *[16]byte) bool {
+	if len(w.b)+RecordLen > w.mtu || w.records == 0xffff {
+		return false
+	}
+	w.add(t, addr, 0)
+	return true
+}
+
+func (w *ReportWriter) add(t RecordType, addr *[16]byte, sources int) {
+	n := len(w.b)
+	if cap(w.b)-n < RecordLen {
+		w.b = slices.Grow(w.b, RecordLen)
+	}
+	w.b = w.b[:n+RecordLen]
+	head := (*[RecordLen]byte)(w.b[n:])
+	binary.BigEndian.PutUint32(head[:], uint32(t)<<24|uint32(uint16(sources))) // no auxiliary data (V2-3)
+	*(*[16]byte)(head[4:]) = *addr
 	w.records++
 }
 

@@ -182,15 +182,20 @@ var ErrSourceSpecific = errors.New("the address is for source-specific multicast
 // V2-18). An error changes nothing: it says that addr is not an IPv6 multicast address or has a zone, that a source
 // is not an IPv6 unicast address, or it wraps [ErrSourceSpecific].
 func (l *Listener) Listen(now time.Time, id SubscriberID, addr netip.Addr, f Filter) error {
-	if f.Mode == Exclude && l.cfg.SourceSpecific(addr) {
+	ssm := l.cfg.SourceSpecific(addr)
+	if ssm && f.Mode == Exclude {
 		return fmt.Errorf("listener: %v: %w", addr, ErrSourceSpecific)
 	}
-	return l.Mirror(now, id, addr, f)
+	return l.listen(now, id, addr, ssm, f)
 }
 
 // Mirror is Listen for a membership that stands already, in the kernel's own listener: an any-source request for an
 // SSM address is reported as the kernel would, and not refused.
 func (l *Listener) Mirror(now time.Time, id SubscriberID, addr netip.Addr, f Filter) error {
+	return l.listen(now, id, addr, l.cfg.SourceSpecific(addr), f)
+}
+
+func (l *Listener) listen(now time.Time, id SubscriberID, addr netip.Addr, ssm bool, f Filter) error {
 	if !addr.Is6() || addr.Is4In6() || !addr.IsMulticast() || addr.Zone() != "" {
 		return fmt.Errorf("listener: %v is not an IPv6 multicast address without a zone", addr)
 	}
@@ -205,7 +210,7 @@ func (l *Listener) Mirror(now time.Time, id SubscriberID, addr netip.Addr, f Fil
 	case f.wantsNothing() && !ok:
 		return nil
 	case !ok:
-		slot = l.create(addr)
+		slot = l.create(addr, ssm)
 	}
 	was := l.addresses.at(slot).has(listening)
 	if f.wantsNothing() {
@@ -218,10 +223,13 @@ func (l *Listener) Mirror(now time.Time, id SubscriberID, addr netip.Addr, f Fil
 	return nil
 }
 
-func (l *Listener) create(addr netip.Addr) (slot uint32) {
+func (l *Listener) create(addr netip.Addr, ssm bool) (slot uint32) {
 	var f flags
 	if mld.Reportable(addr) {
 		f = reportable
+	}
+	if ssm {
+		f |= sourceSpecific
 	}
 	slot = l.addresses.create(addr.As16(), f)
 	l.addresses.at(slot).epoch = l.epoch
@@ -240,7 +248,7 @@ func (l *Listener) recount(slot uint32, was bool) {
 	if e.has(reportable) {
 		l.wanted += n
 	}
-	if l.cfg.SourceSpecific(netip.AddrFrom16(e.addr)) {
+	if e.has(sourceSpecific) {
 		l.sourceOnly += n
 	}
 }
@@ -421,7 +429,7 @@ func (l *Listener) expire(t int64, timer timer) {
 
 // NextDeadline tells when Advance wants to be called next; false means not before something happens.
 func (l *Listener) NextDeadline() (time.Time, bool) {
-	if l.announce.running || l.answers.running || len(l.cancelled) > 0 {
+	if l.announce.running || l.answers.running || l.current.running || len(l.cancelled) > 0 {
 		return l.base, true
 	}
 	due := min(l.older, l.general)

@@ -54,10 +54,8 @@ type Packet struct {
 func (l *Listener) Outgoing() iter.Seq[Packet] {
 	return func(yield func(Packet) bool) {
 		for {
-			p, ok := l.nextV1()
-			if !ok {
-				p, ok = l.nextV2()
-			}
+			var p Packet
+			ok := l.nextV1(&p) || l.nextV2(&p)
 			switch {
 			case !ok && l.out.len == 0: // what is looked at on the way may have been cut off and owe a Done
 				return
@@ -85,13 +83,13 @@ type outgoing struct {
 func (l *Listener) send(o outgoing) { l.out.push(o) }
 
 // nextV1 builds the next message of version 1.
-func (l *Listener) nextV1() (Packet, bool) {
-	o, ok := l.out.pop()
-	if !ok {
-		return Packet{}, false
+func (l *Listener) nextV1(p *Packet) bool {
+	if l.out.len == 0 {
+		return false
 	}
+	o, _ := l.out.pop()
 	a := netip.AddrFrom16(o.addr)
-	p := Packet{Dst: a, Addr: a, Cause: o.cause} // V1-8, K60
+	p.Dst, p.Addr, p.Cause = a, a, o.cause // V1-8, K60
 	if o.cause == CauseLeft {
 		p.Dst = mld.AllRouters // V1-9, K60
 		l.buf = mld.AppendDone(l.buf[:0], l.source, a)
@@ -100,7 +98,7 @@ func (l *Listener) nextV1() (Packet, bool) {
 		l.noteReported(o.slot, o.addr)
 	}
 	p.Bytes = l.buf
-	return p, true
+	return true
 }
 
 // A record is a Multicast Address Record to be sent.
@@ -119,14 +117,23 @@ type records struct {
 
 func (r *records) push(rec record) { r.list[r.len] = rec; r.len++ }
 
-func (r *records) pop() { r.list[0] = r.list[1]; r.list[1] = record{}; r.len-- }
+func (r *records) pop() {
+	r.len--
+	if r.len > 0 {
+		r.list[0] = r.list[1]
+	}
+	r.list[r.len].sources = nil
+}
 
 // nextV2 builds the next version 2 Report: as many records as fit (V2-46), all for the same cause.
-func (l *Listener) nextV2() (Packet, bool) {
+func (l *Listener) nextV2(p *Packet) bool {
+	if l.records.len == 0 && l.changes.len == 0 && l.specific.len == 0 && !l.current.running {
+		return false
+	}
 	l.writer.Reset(l.mtu)
-	p := Packet{Dst: mld.AllMLDv2Routers, Cause: l.recordsOf} // V2-1
+	p.Dst, p.Cause = mld.AllMLDv2Routers, l.recordsOf // V2-1
 	for full := false; !full; {
-		if l.records.len == 0 && !l.nextRecords(&p) {
+		if l.records.len == 0 && !l.nextRecords(p) {
 			break
 		}
 		r := &l.records.list[0]
@@ -134,16 +141,13 @@ func (l *Listener) nextV2() (Packet, bool) {
 			p.Addr = netip.AddrFrom16(r.addr)
 		}
 		full = l.addRecord(r)
-		if !full && l.records.len == 0 && l.recordsOf == CauseAnswer && l.specific.len == 0 {
-			l.addPlain()
-		}
 	}
 	if l.writer.Len() == 0 {
-		return Packet{}, false
+		return false
 	}
 	p.Records = l.writer.Len()
 	p.Bytes = l.writer.Packet(l.source)
-	return p, true
+	return true
 }
 
 // nextRecords fetches the records of one more address, for the cause that the packet has if it has any records.
@@ -169,7 +173,7 @@ func (l *Listener) nextRecords(p *Packet) bool {
 			}
 			continue
 		}
-		if !l.nextCurrent() {
+		if !l.nextCurrent(p) {
 			return false
 		}
 	}
@@ -177,16 +181,47 @@ func (l *Listener) nextRecords(p *Packet) bool {
 	return true
 }
 
-// nextCurrent fetches the record of the next address of a general answer (V2-40); false: there is none left.
-func (l *Listener) nextCurrent() bool {
-	for l.current.running {
-		slot, _ := l.current.take(l.addresses.slots(), 1)
-		if slot < l.addresses.slots() && l.settle(slot) {
-			l.transmitCurrent(slot)
+// nextCurrent goes on with a general answer (V2-40). What is wanted from any source, as most addresses are, goes
+// straight into the packet; of the next address that is not, the records are fetched. It returns false when the packet
+// is full, when no address is left, and when it has passed over so many free slots that the rest is for the next call.
+func (l *Listener) nextCurrent(p *Packet) bool {
+	const plain = inUse | listening | reportable | exclude
+	told := flags(0)
+	if l.source.IsLinkLocalUnicast() {
+		told = reported
+	}
+	for range maxPieces {
+		if l.current.next >= l.addresses.slots() {
+			l.current.running = false
 		}
-		if l.records.len > 0 {
-			return true
+		if !l.current.running {
+			return false
 		}
+		piece := l.addresses.entries.rest(l.current.next)
+		for i := range piece {
+			switch e := &piece[i]; {
+			case !e.has(inUse):
+			case e.flags&(plain|extended) == plain && e.epoch == l.epoch:
+				if !l.writer.AddAny(mld.ModeIsExclude, &e.addr) {
+					l.current.next += uint32(i)
+					return false
+				}
+				if l.writer.Len() == 1 {
+					p.Addr, p.Cause = netip.AddrFrom16(e.addr), CauseAnswer
+				}
+				e.flags |= told
+			default:
+				slot := l.current.next + uint32(i)
+				if l.settle(slot) {
+					l.transmitCurrent(slot)
+				}
+				if l.records.len > 0 {
+					l.current.next = slot + 1
+					return true
+				}
+			}
+		}
+		l.current.next += uint32(len(piece))
 	}
 	return false
 }
@@ -211,25 +246,6 @@ func (l *Listener) addRecord(r *record) (full bool) {
 	// V2-48: the rest of an exclude list goes unreported. The set is sorted, so it is the same sources every time.
 	l.records.pop()
 	return full
-}
-
-// addPlain adds the records of a general answer as long as they are what most are: of an address that is wanted from
-// any source, which needs no closer look.
-func (l *Listener) addPlain() {
-	const plain = inUse | listening | reportable | exclude
-	var heard flags
-	if l.source.IsLinkLocalUnicast() {
-		heard = reported
-	}
-	for l.current.running && l.writer.Room() >= 0 {
-		e := l.addresses.at(l.current.next)
-		if e.flags&(plain|extended) != plain || e.epoch != l.epoch {
-			return
-		}
-		l.writer.Add(mld.ModeIsExclude, &e.addr, nil)
-		e.set(heard)
-		l.current.take(l.addresses.slots(), 1)
-	}
 }
 
 // wanted tells whether a record says that its address is listened to.

@@ -7,7 +7,10 @@ import (
 )
 
 // maxPerCall bounds the addresses that one call of Advance deals with, and so its duration.
-const maxPerCall = 2048
+const maxPerCall = 512
+
+// maxPieces bounds the pieces of the table that one call of Outgoing looks through for a general answer.
+const maxPieces = 64
 
 // maxAsked bounds the sources recorded for the answer to a specific Query. One more, and the whole record is the
 // answer (V2-73).

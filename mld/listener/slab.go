@@ -14,6 +14,9 @@ const pieceSize = 1024
 
 func (s *slab[T]) at(i uint32) *T { return &s.pieces[i/pieceSize][i%pieceSize] }
 
+// rest returns the elements from i on that lie in the same piece.
+func (s *slab[T]) rest(i uint32) []T { return s.pieces[i/pieceSize][i%pieceSize:] }
+
 func (s *slab[T]) push(v T) {
 	piece := int(s.len) / pieceSize
 	if piece == len(s.pieces) {
@@ -38,7 +41,7 @@ func (s *slab[T]) pop() T {
 
 func newPiece[T any](first bool) []T {
 	if first {
-		return nil
+		return make([]T, 0, 8)
 	}
 	return make([]T, 0, pieceSize)
 }

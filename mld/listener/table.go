@@ -57,17 +57,18 @@ type pending struct {
 type flags uint16
 
 const (
-	inUse         flags = 1 << iota // the slot is not free
-	listening                       // somebody subscribes; without it the entry only lives to tell of the leave
-	reportable                      // MLD is spoken for this address
-	exclude                         // the interface's filter mode is EXCLUDE
-	otherReporter                   // MLDv1: another node sent the last Report (RFC 2710 section 5's flag, upside down)
-	repeating                       // MLDv1: the running timer is that of a repeat, not of an answer
-	reported                        // a Report from a link-local address has left
-	shared                          // table.others has more subscribers
-	extended                        // table.mores has more
-	changeQueued                    // a State Change Report is to be sent
-	answerQueued                    // an answer to a specific Query is to be sent
+	inUse          flags = 1 << iota // the slot is not free
+	listening                        // somebody subscribes; without it the entry only lives to tell of the leave
+	reportable                       // MLD is spoken for this address
+	sourceSpecific                   // the address is for source-specific multicast
+	exclude                          // the interface's filter mode is EXCLUDE
+	otherReporter                    // MLDv1: another node sent the last Report (RFC 2710 section 5's flag, upside down)
+	repeating                        // MLDv1: the running timer is that of a repeat, not of an answer
+	reported                         // a Report from a link-local address has left
+	shared                           // table.others has more subscribers
+	extended                         // table.mores has more
+	changeQueued                     // a State Change Report is to be sent
+	answerQueued                     // an answer to a specific Query is to be sent
 )
 
 func (e *entry) has(f flags) bool { return e.flags&f != 0 }
