@@ -950,3 +950,94 @@ func TestBeginFails(t *testing.T) {
 		}
 	})
 }
+
+// wantRecords compares the version 2 records that the agent has sent with "TO_EX ff05::1 []" and the like.
+func (r *rig) wantRecords(what string, want ...string) {
+	r.Helper()
+	synctest.Wait()
+	var got []string
+	for _, p := range r.segment.Take() {
+		for record := range p.Message.Records.All() {
+			got = append(got, fmt.Sprint(record.Type, " ", record.MulticastAddress, " ", slices.Collect(record.Sources.All())))
+		}
+	}
+	if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
+		r.Errorf("%s: records (-want +got):\n%s", what, diff)
+	}
+}
+
+// TestKernelFilters: what the kernel wants is reported with its sources, and merged with what is declared.
+func TestKernelFilters(t *testing.T) {
+	a, b := netip.MustParseAddr("2001:db8::a"), netip.MustParseAddr("2001:db8::b")
+	channel := netip.MustParseAddr("ff3e::8000:1")
+	setup{auto: true}.run(t, func(r *rig) {
+		r.kernel.Tell(kernel.Change{Addr: channel, Joined: true, Sources: []netip.Addr{a}})
+		r.wantRecords("joined for a source", "ALLOW ff3e::8000:1 [2001:db8::a]")
+		r.settle()
+		r.kernel.Tell(kernel.Change{Addr: channel, Joined: true, Sources: []netip.Addr{a, b}})
+		r.wantRecords("and another one", "ALLOW ff3e::8000:1 [2001:db8::b]")
+		r.settle()
+		r.kernel.Tell(kernel.Change{Addr: channel, Joined: true, Exclude: true})
+		r.wantRecords("any source, though the address is not for that", "TO_EX ff3e::8000:1 []")
+		r.settle()
+		r.kernel.Tell(kernel.Change{Addr: channel, Joined: true, Sources: []netip.Addr{a}})
+		r.wantRecords("one again", "TO_IN ff3e::8000:1 [2001:db8::a]")
+		r.settle()
+		if err := r.agent.Listen(r.Context(), subscriber, channel, listener.AnySource); !errors.Is(err, listener.ErrSourceSpecific) {
+			r.Errorf("any source declared: %v", err)
+		}
+		r.listen(channel, listener.Filter{Sources: []netip.Addr{b}})
+		r.wantRecords("declared for another source", "ALLOW ff3e::8000:1 [2001:db8::b]")
+		r.settle()
+		r.kernel.Tell(left(channel)...)
+		r.wantRecords("left by the applications", "BLOCK ff3e::8000:1 [2001:db8::a]")
+		r.settle()
+		r.kernel.Tell(kernel.Change{Addr: group, Joined: true, Exclude: true, Sources: []netip.Addr{a, b}})
+		r.wantRecords("all but two", "TO_EX ff05::4321 [2001:db8::a 2001:db8::b]")
+		r.settle()
+		r.listen(group, listener.Filter{Sources: []netip.Addr{b}})
+		r.wantRecords("one of them declared", "ALLOW ff05::4321 [2001:db8::b]")
+	})
+}
+
+// TestV2_46_MTU: no packet is longer than the link's MTU, and a frame of that length is read whole.
+func TestV2_46_MTU(t *testing.T) {
+	sources := make([]netip.Addr, 300)
+	for i := range sources {
+		sources[i] = netip.AddrFrom16([16]byte{0x20, 1, 0x0d, 0xb8, 14: byte(i >> 8), 15: byte(i)})
+	}
+	query := mld.AppendQuery(nil, router, group,
+		mld.Query{Version: mld.Version2, MulticastAddress: group, MaxResponseCode: 1, QRV: 2, Sources: sources})
+	setup{auto: true}.run(t, func(r *rig) {
+		for _, mtu := range []int{1280, 1500, 9000} {
+			state := ready
+			state.MTU = mtu
+			r.port.SetState(state)
+			synctest.Wait()
+			r.kernel.Tell(kernel.Change{Addr: group, Joined: true, Sources: sources})
+			synctest.Wait()
+			got := 0
+			for _, p := range r.segment.Take() {
+				if len(p.Bytes) > mtu {
+					r.Errorf("MTU %d: a packet of %d octets", mtu, len(p.Bytes))
+				}
+				for record := range p.Message.Records.All() {
+					got += record.Sources.Len()
+				}
+			}
+			if got != len(sources) {
+				r.Errorf("MTU %d: %d sources are reported", mtu, got)
+			}
+			r.settle()
+			before := r.state().Counters.QueriesHeard
+			r.port.Hear(query, false) // the reader may have begun to wait before the MTU was this one
+			r.port.Hear(query, false)
+			synctest.Wait()
+			if heard := r.state().Counters.QueriesHeard - before; heard > 0 != (mtu >= len(query)) {
+				r.Errorf("MTU %d: %d Queries of %d octets are heard", mtu, heard, len(query))
+			}
+			r.kernel.Tell(left(group)...)
+			r.settle()
+		}
+	})
+}

@@ -9,8 +9,9 @@
 //
 // One voice speaks on an interface. The kernel sends from the same link-local address, and a snooping bridge would
 // take the leave of one for the leave of the other; so the agent mutes the kernel and speaks for it too: whatever
-// an application joins is reported as if the agent's user had asked for it. When the agent is gone, killed
-// included, the mute goes with its socket, and the kernel answers the next query.
+// an application joins is reported as if the agent's user had asked for it, from the same sources, which the kernel's
+// muted reports tell. When the agent is gone, killed included, the mute goes with its socket, and the kernel answers
+// the next query.
 //
 // The daemon runs thousands of agents; a test can run one in its own process:
 //

@@ -1,5 +1,7 @@
 package kernel
 
+import "time"
+
 // WithoutEvents pretends that the kernel has no events of its memberships until restore is called.
 func WithoutEvents() (restore func()) {
 	real := mcaddrGroup
@@ -18,4 +20,11 @@ func WithLogBuffer(octets int) (restore func()) {
 	real := logBuffer
 	logBuffer = octets
 	return func() { logBuffer = real }
+}
+
+// WithSourcesDelay has sources waited for so long until restore is called.
+func WithSourcesDelay(d time.Duration) (restore func()) {
+	real := sourcesDelay
+	sourcesDelay = d
+	return func() { sourcesDelay = real }
 }

@@ -36,6 +36,7 @@ func TestMembershipAfter(t *testing.T) {
 		{"ALLOW takes from the excluded", ex(sure, a, b), mld.AllowNewSources, list(b), false, ex(sure, a)},
 		{"ALLOW of what is not excluded", ex(sure, a), mld.AllowNewSources, list(b), false, ex(sure, a)},
 		{"ALLOW first after a join", ex(fresh), mld.AllowNewSources, list(a, b), false, in(sure, a, b)},
+		{"ALLOW first after a leave and a join", ex(fresh, a), mld.AllowNewSources, list(b), false, in(sure, b)},
 		{"ALLOW of an awaited source", ex(awaited), mld.AllowNewSources, list(a), false, in(sure, a)},
 		{"ALLOW of what was found", in(fresh, a), mld.AllowNewSources, list(a), false, in(sure, a)},
 		{"ALLOW proves nothing in an unknown mode", ex(unsure), mld.AllowNewSources, list(a), false, ex(unsure)},

@@ -58,7 +58,7 @@ type Change struct {
 // that is read, the mirror then reads all events before it looks at it. So it knows of the join of everything in the
 // report that is joined, and the report cannot come too early. It can come late, and speak of an earlier membership
 // of an address that was left and joined again meanwhile: then the report stands until the one that follows the join,
-// at most the kernel's own delay of 10 ms later. What is told then is what the kernel itself has just told everybody.
+// at most the kernel's own delay later. What is told then is what the kernel itself has just told everybody.
 //
 // A report that is built later than another one is also logged later, and it is built from what is true then. So
 // repeats do not matter, and after the last report the filter is the kernel's.
@@ -323,8 +323,9 @@ func (m *Mirror) join(addr netip.Addr) {
 }
 
 // sourcesDelay is how long the sources of a source-specific address are waited for. The kernel adds them right after
-// it has told of the join, and reports them 10 ms later at most.
-const sourcesDelay = 20 * time.Millisecond
+// it has told of the join, and reports them 10 ms later, unless a repeat of something else is due within a second: then
+// the report waits for that. A test makes it longer.
+var sourcesDelay = 20 * time.Millisecond
 
 // lookUp looks for the sources of addresses that were joined just now.
 func (m *Mirror) lookUp() {
@@ -332,6 +333,10 @@ func (m *Mirror) lookUp() {
 		return
 	}
 	found := m.lookFor(slices.Concat(m.joins, m.awaited))
+	m.awaited = slices.DeleteFunc(m.awaited, func(addr netip.Addr) bool { return m.held[addr].state != awaited })
+	if len(m.awaited) == 0 {
+		m.until = time.Time{}
+	}
 	for _, addr := range m.joins {
 		if !mld.SourceSpecific(addr) || m.held[addr].state != fresh || found[addr] {
 			continue

@@ -472,6 +472,55 @@ func TestMirrorAnnouncement(t *testing.T) {
 	f.wants(e, group, exclude(0))
 }
 
+// V2-58: an address for source-specific multicast is not told as one of any source because its sources are not there
+// yet. Here the kernel's list hides them; it tells of the join before it adds them, too. If nobody reports, it is told.
+func TestV2_58_MirrorAwaitsSources(t *testing.T) {
+	restore := kernel.WithSourcesDelay(time.Hour) // the kernel's next report may be a repeat that is due within a second
+	defer func() { restore() }()
+	e := pod(t, netnslab.Down)
+	announced(t, e)
+	m := openMirror(t, e, newMute(t, e, sources))
+	defer m.Close()
+	giveUp := time.AfterFunc(patience, func() { m.Close() })
+	defer giveUp.Stop()
+	if _, err := m.Next(); err != nil {
+		t.Fatal(err)
+	}
+	next := func(addr netip.Addr) kernel.Change {
+		t.Helper()
+		for {
+			changes, err := m.Next()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, c := range changes {
+				if c.Addr == addr {
+					return c
+				}
+			}
+		}
+	}
+	for i := range 5 {
+		member := e.JoinSource(channel, u[0])
+		hiding := e.Join(addrs(5)[i])
+		if c := next(channel); told(c) != include(0) {
+			t.Errorf("%+v is told", c)
+		}
+		if err := errors.Join(member.Close(), hiding.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if c := next(channel); c.Joined {
+			t.Errorf("%+v is told", c)
+		}
+	}
+	restore()
+	e.SetDown()
+	e.Join(channel)
+	if c := next(channel); told(c) != anything {
+		t.Errorf("%+v is told", c)
+	}
+}
+
 // A program may name any address for a source.
 func TestMirrorImpossibleSources(t *testing.T) {
 	t.Parallel()
