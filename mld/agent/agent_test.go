@@ -114,7 +114,7 @@ func (r *rig) pass(d time.Duration) {
 
 // settle lets all repeats go by.
 func (r *rig) settle() {
-	r.pass(listener.DefaultUnsolicitedReportInterval * listener.MaxRobustness)
+	r.pass(listener.DefaultUnsolicitedReportIntervalV1 * listener.MaxRobustness)
 	r.segment.Take()
 }
 

@@ -77,7 +77,7 @@ func (v *voice) kernelTookOver(now time.Time, c kernel.Change) {
 		}
 		v.held[c.Addr] = struct{}{}
 		for _, s := range v.wanted[c.Addr] {
-			v.listener.Forget(s.id, c.Addr)
+			v.listener.Forget(now, s.id, c.Addr)
 		}
 		return
 	}
@@ -88,7 +88,7 @@ func (v *voice) kernelTookOver(now time.Time, c kernel.Change) {
 }
 
 func (v *voice) mustListen(now time.Time, id listener.SubscriberID, addr netip.Addr, f listener.Filter) {
-	if err := v.listener.Listen(now, id, addr, f); err != nil {
+	if err := v.listener.Mirror(now, id, addr, f); err != nil {
 		panic(err)
 	}
 }
@@ -129,6 +129,6 @@ func (v *voice) reported(addr netip.Addr) bool {
 // leaveAll leaves every address on everybody's behalf.
 func (v *voice) leaveAll() {
 	for _, a := range slices.Collect(v.listener.Snapshot()) {
-		v.listener.Leave(a.Addr)
+		v.listener.Leave(time.Now(), a.Addr)
 	}
 }
