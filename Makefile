@@ -16,7 +16,7 @@ TOOLS := ip:iproute2 bridge:iproute2 tshark:tshark nft:nftables
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help build test race fuzz lint demo conformance tidy-check modules tools install clean
+.PHONY: help build test race fuzz lint demo conformance bench tidy-check modules tools install clean
 
 help: ## this list
 	@echo 'usage: make TARGET [VARIABLE=value]'
@@ -67,6 +67,9 @@ demo: build tools modules ## show it at work in namespaces of its own
 
 conformance: ## write CONFORMANCE.md anew from the tests
 	go test -count=1 ./e2e/house -run Conformance -update
+
+bench: ## measure beside gVisor and gopacket, and fail where a goal is missed
+	cd mld/listener/gvisor && go run .
 
 tidy-check: ## fail if go.mod or go.sum is not what go mod tidy would write
 	go mod tidy -diff

@@ -20,9 +20,10 @@
 // harmless, to come late costs punctuality. A listener belongs to one goroutine. The same calls with the same
 // random source give the same packets.
 //
-// It speaks MLDv1 (RFC 2710, with the source addresses of RFC 3590) in one of two profiles: RFC obeys the text,
-// KAME reproduces what the classic mld6.c of the KAME project shows on the wire. In the comments and tests, V1-n
-// and K-n are the numbers of CONFORMANCE.md.
+// It speaks MLDv2 with source filters (RFC 9777, RFC 4604), and MLDv1 (RFC 2710) while a querier of that version is
+// about or if it is told to; with the source addresses of RFC 3590 in both. The profile KAME reproduces what the
+// classic mld6.c of the KAME project shows on the wire in MLDv1. In the comments and tests, V1-n, V2-n and K-n are the
+// numbers of CONFORMANCE.md.
 //
 // No call takes longer than about a millisecond, however many addresses there are: what concerns all of them (a
 // General Query, a new link-local address) is worked off in pieces by Advance, and NextDeadline says so by being
