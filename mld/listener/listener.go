@@ -386,7 +386,7 @@ func (l *Listener) Advance(now time.Time) {
 	l.advanceAnswers()
 	if l.general <= t {
 		l.general = never
-		l.current = sweep{running: true}
+		l.current = sweep{running: l.canSend()}
 	}
 	for range maxPerCall {
 		timer, ok := l.timers.expired(t)

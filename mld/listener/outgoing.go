@@ -134,7 +134,7 @@ func (l *Listener) nextV2() (Packet, bool) {
 			p.Addr = netip.AddrFrom16(r.addr)
 		}
 		full = l.addRecord(r)
-		if !full && l.records.len == 0 && l.recordsOf == CauseAnswer && l.specific.len == 0 {
+		if !full && l.records.len == 0 && p.Cause == CauseAnswer {
 			l.addPlain()
 		}
 	}
@@ -201,9 +201,7 @@ func (l *Listener) addRecord(r *record) (full bool) {
 		sources, full = sources[:room], true
 	}
 	l.writer.Add(r.kind, &r.addr, sources)
-	if r.wanted() {
-		l.noteReported(r.slot, r.addr)
-	}
+	l.noteReported(r.slot, r.addr)
 	if full && r.kind != mld.ModeIsExclude && r.kind != mld.ChangeToExclude {
 		r.sources = r.sources[len(sources):] // V2-47: disjoint parts, each in a Report of its own
 		return true
@@ -214,27 +212,22 @@ func (l *Listener) addRecord(r *record) (full bool) {
 }
 
 // addPlain adds the records of a general answer as long as they are what most are: of an address that is wanted from
-// any source, which needs no closer look.
+// any source, which needs no closer look. A change of mode that it has not followed makes no difference to them.
 func (l *Listener) addPlain() {
-	const plain = inUse | listening | reportable | exclude
+	const plain = listening | reportable | exclude
 	var heard flags
 	if l.source.IsLinkLocalUnicast() {
 		heard = reported
 	}
 	for l.current.running && l.writer.Room() >= 0 {
 		e := l.addresses.at(l.current.next)
-		if e.flags&(plain|extended) != plain || e.epoch != l.epoch {
+		if e.flags&(plain|extended) != plain {
 			return
 		}
 		l.writer.Add(mld.ModeIsExclude, &e.addr, nil)
 		e.set(heard)
 		l.current.take(l.addresses.slots(), 1)
 	}
-}
-
-// wanted tells whether a record says that its address is listened to.
-func (r *record) wanted() bool {
-	return r.kind != mld.BlockOldSources && (r.kind != mld.ChangeToInclude || len(r.sources) > 0)
 }
 
 // noteReported notes that an address has been reported to those who listen to Reports.

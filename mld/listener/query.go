@@ -205,18 +205,16 @@ func (l *Listener) transmitAnswer(slot uint32) {
 	if m := l.addresses.more(slot); m != nil {
 		asked, m.asked = m.asked, nil // V2-44
 	}
-	switch {
-	case len(asked) == 0:
+	if len(asked) == 0 {
 		l.transmitCurrent(slot) // V2-41
-	case !e.has(listening): // V2-42 wants a listener still
-	default:
+	} else {
 		l.allow = l.allow[:0]
 		if e.has(exclude) {
 			l.allow = difference(l.allow, asked, l.addresses.sources(slot))
 		} else {
 			l.allow = intersection(l.allow, asked, l.addresses.sources(slot))
 		}
-		if len(l.allow) > 0 { // V2-42, V2-43
+		if len(l.allow) > 0 { // V2-42, V2-43; what is no longer listened to is INCLUDE({})
 			l.records.push(record{kind: mld.ModeIsInclude, addr: e.addr, slot: slot, sources: l.allow})
 		}
 	}

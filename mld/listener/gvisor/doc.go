@@ -1,4 +1,4 @@
-// Gvisor measures the listener and the codec beside their peers, side by side in one run of about a minute:
+// Gvisor measures the listener and the codec beside their peers, side by side in one run of about two minutes:
 //
 //	go run .
 //

@@ -14,7 +14,7 @@ const mtu = 1500
 var own = netip.MustParseAddr("fe80::a")
 
 func main() {
-	rounds := flag.Int("rounds", 15, "how often ours and the peer take turns")
+	rounds := flag.Int("rounds", 11, "how often ours and the peer take turns")
 	flag.Parse()
 	runtime.LockOSThread() // for threadTime
 
