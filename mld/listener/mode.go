@@ -35,6 +35,7 @@ func (l *Listener) setVersion(v mld.Version) {
 	l.version = v
 	l.general = never
 	l.current, l.answers, l.queued = sweep{}, sweep{}, sweep{}
+	l.records = records{}
 	if l.timers.heap.len > 0 {
 		l.cancelled = append(l.cancelled, l.timers.heap)
 		l.timers.heap = slab[timer]{}

@@ -236,9 +236,7 @@ func (l *Listener) addRecord(r *record) (full bool) {
 		sources, full = sources[:room], true
 	}
 	l.writer.Add(r.kind, &r.addr, sources)
-	if r.wanted() {
-		l.noteReported(r.slot, r.addr)
-	}
+	l.noteReported(r.slot, r.addr)
 	if full && r.kind != mld.ModeIsExclude && r.kind != mld.ChangeToExclude {
 		r.sources = r.sources[len(sources):] // V2-47: disjoint parts, each in a Report of its own
 		return true
@@ -246,11 +244,6 @@ func (l *Listener) addRecord(r *record) (full bool) {
 	// V2-48: the rest of an exclude list goes unreported. The set is sorted, so it is the same sources every time.
 	l.records.pop()
 	return full
-}
-
-// wanted tells whether a record says that its address is listened to.
-func (r *record) wanted() bool {
-	return r.kind != mld.BlockOldSources && (r.kind != mld.ChangeToInclude || len(r.sources) > 0)
 }
 
 // noteReported notes that an address has been reported to those who listen to Reports.

@@ -245,8 +245,8 @@ func TestV2_53_V2_66_V2_67_VersionFlapping(t *testing.T) {
 		call(listener.MaxPerCall, func() { l.Receive(epoch.Add(c.now), other, generalQuery(60000)) })
 		c.now += 2*10*time.Second + 60*time.Second
 		call(2*listener.MaxPerCall, func() { l.Advance(epoch.Add(c.now)) })
-		if l.Version() != mld.Version2 {
-			t.Fatalf("round %d: version %d", round, l.Version())
+		if err := l.Check(); err != nil || l.Version() != mld.Version2 {
+			t.Fatalf("round %d: version %d, %v", round, l.Version(), err)
 		}
 		reports, records = 0, 0
 		advance(c.now + 100*time.Second)
@@ -256,6 +256,31 @@ func TestV2_53_V2_66_V2_67_VersionFlapping(t *testing.T) {
 		if err := l.Check(); err != nil {
 			t.Fatalf("round %d: %v", round, err)
 		}
+	}
+}
+
+// A caller who sleeps through version 1 while thousands of leaves were cut off says nothing of version 1 afterwards.
+func TestV2_53_V2_54_SleepThroughVersion1(t *testing.T) {
+	const n = 3 * listener.MaxPerCall
+	node := newNode(t, listener.Config{}, &share{1, 1})
+	node.do(0, "source", []string{"fe80::a"})
+	for _, f := range []listener.Filter{listener.AnySource, {}} {
+		for i := range n {
+			if err := node.l.Listen(epoch, 1, address(i), f); err != nil {
+				t.Fatal(err)
+			}
+		}
+		node.drain()
+	}
+	node.do(0, "query", []string{"ff0e::9", "1s"})
+	dones := node.l.Counters().DonesSent
+	if dones == 0 || dones > listener.MaxPerCall || node.l.Backlog() == 0 {
+		t.Fatalf("%d Dones at once, backlog %d", dones, node.l.Backlog())
+	}
+	node.now = 300 * time.Second
+	node.runUntil(forever)
+	if got := node.l.Counters().DonesSent; got != dones || node.l.Slots() != 0 || node.l.Backlog() != 0 {
+		t.Errorf("%d Dones of version 1 in version 2, %d addresses left over, backlog %d", got-dones, node.l.Slots(), node.l.Backlog())
 	}
 }
 

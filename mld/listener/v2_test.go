@@ -1279,6 +1279,14 @@ func TestV2_Reported(t *testing.T) {
 	n.do(n.now, "listen", []string{"ff05::8", "EX()"})
 	n.do(n.now, "listen", []string{"ff05::8", "IN(s1)"})
 	reported(false)
+
+	n = newNode(t, listener.Config{}, &share{1, 1})
+	n.do(0, "source", []string{"::"})
+	n.do(0, "listen", []string{"ff05::7", "EX()"})
+	n.do(0, "listen", []string{"ff05::8", "EX()"})
+	n.do(0, "query2", []string{"::", "1s"})
+	n.runUntil(forever)
+	reported(false)
 }
 
 // The caller may be slow to take packets: a leave that is cut off meanwhile gets its Done in the same go.
@@ -1293,6 +1301,58 @@ func TestV2_53_DoneOfALeaveNotYetTaken(t *testing.T) {
 	n.do(0, "query", []string{"ff05::9", "1s"})
 	if want := []string{"0s > Done ff05::8"}; !slices.Equal(n.transcript, want) {
 		t.Errorf("%q, want %q", n.transcript, want)
+	}
+}
+
+// Nor does a caller who has taken a part of an answer get the rest of it in the other version.
+func TestV2_53_RestOfAnAnswer(t *testing.T) {
+	many := listener.Filter{Sources: sources(t, "s1-s300")} // which takes four packets
+	for _, addresses := range []int{1, 500} {
+		n := newNode(t, listener.Config{Robustness: 1}, &share{1, 1})
+		n.do(0, "source", []string{"fe80::a"})
+		for i := range addresses {
+			f := listener.AnySource
+			if i == 0 {
+				f = many
+			}
+			if err := n.l.Listen(epoch, 1, address(i), f); err != nil {
+				t.Fatal(err)
+			}
+		}
+		n.drain()
+		n.do(0, "query2", []string{"::", "1s"})
+		n.l.Advance(epoch.Add(time.Second))
+		for range n.l.Outgoing() {
+			break
+		}
+		n.transcript, n.now = nil, 2*time.Second
+		n.do(n.now, "query", []string{address(0).String(), "1s"})
+		n.runUntil(forever)
+		if want := []string{"2.995s > Report ff05:: answer"}; !slices.Equal(n.transcript, want) {
+			t.Errorf("%d addresses: after the change to version 1 %q, want %q", addresses, n.transcript, want)
+		}
+	}
+}
+
+// An answer makes an address reported whose join was cut off before its Report was taken.
+func TestV2_ReportedByAnAnswer(t *testing.T) {
+	n := newNode(t, listener.Config{}, &share{1, 1})
+	n.do(0, "source", []string{"fe80::a"})
+	for i := range 3 {
+		if err := n.l.Listen(epoch, 1, address(i), listener.AnySource); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.do(0, "query", []string{"ff0e::9", "1s"})
+	n.runUntil(forever)
+	for _, want := range []bool{false, true} {
+		for i := range 3 {
+			if a, _ := n.l.Address(address(i)); a.Reported != want {
+				t.Errorf("%v: reported is %v, want %v", a.Addr, a.Reported, want)
+			}
+		}
+		n.do(n.now, "query2", []string{"::", "1s"})
+		n.runUntil(forever)
 	}
 }
 
