@@ -25,7 +25,7 @@ func TestCheck(t *testing.T) {
 		{
 			name:  "interface down",
 			spoil: func(_ *testing.T, _ *segment, alice *container) { alice.eth0.SetDown() },
-			code:  api.CodeNotReady, text: []string{"interface eth0 is down"},
+			code:  api.CodeNotReady, text: []string{"interface eth0", "is down"},
 			mend: func(s *segment, alice *container) {
 				alice.eth0.SetUp()
 				alice.eth0.LinkLocal() // the kernel takes up to a second to notice the carrier
@@ -69,7 +69,7 @@ func TestCheck(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			s := newSegment(t, quiet, map[string]any{"groups": []netip.Addr{groupA}})
+			s := newSegment(t, quiet, map[string]any{"groups": []netip.Addr{groupA}, "robustness": 1})
 			alice := s.add("alice")
 			if err := s.chain.Check(t.Context(), alice.Node); err != nil {
 				t.Fatalf("CHECK after ADD: %v", err)

@@ -2,8 +2,10 @@ package e2e
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -83,6 +85,20 @@ func TestV1_24_K12_K74_OneVoice(t *testing.T) {
 // late is how much later than it may a packet is seen on a machine that is busy with other tests.
 const late = 50 * time.Millisecond
 
+// inTime has something measured that goes wrong when the machine leaves the daemon without a processor for a while. It
+// must go well once of three times; measure returns what is wrong.
+func inTime(t *testing.T, measure func() []string) {
+	t.Helper()
+	for range 3 {
+		wrong := measure()
+		if len(wrong) == 0 {
+			return
+		}
+		t.Log("once more, because of:\n" + strings.Join(wrong, "\n"))
+	}
+	t.Error("wrong each time")
+}
+
 // A General Query of the bridge is answered with one Report for each address, within the Maximum Response Delay.
 func TestV1_11_V1_13_V1_16_V1_26_GeneralQuery(t *testing.T) {
 	t.Parallel()
@@ -90,31 +106,31 @@ func TestV1_11_V1_13_V1_16_V1_26_GeneralQuery(t *testing.T) {
 	s := newSegment(t, options, map[string]any{"groups": []netip.Addr{groupA, groupB}, "robustness": 1})
 	alice := s.add("alice")
 	alice.eth0.Join(groupC)
-	isQuery := func(f netnslab.Frame) bool { return !f.Outgoing && f.ICMPv6() == 130 && f.Src() != routerAddr }
-	query := alice.heard.Wait(patience, "query of the bridge", isQuery)
-	next := alice.heard.Wait(patience, "next query of the bridge", isQuery)
-
-	delay := time.Duration(binary.BigEndian.Uint16(query.IPv6()[52:])) * time.Millisecond // behind 40 + 8 + 4 octets
-	if delay != time.Second {
-		t.Fatalf("the bridge's Maximum Response Delay is %v, want 1 s", delay)
-	}
-	s.settle()
-	var answers []message
-	for _, m := range s.sentBy(alice, query.Time) {
-		if m.frame.Time.Before(next.Time) {
-			answers = append(answers, m)
-		}
-		if after := m.frame.Time.Sub(query.Time); after > delay+late && m.frame.Time.Before(next.Time) {
-			t.Errorf("%v is answered after %v", m.group, after)
-		}
-	}
 	want := map[string]int{"131 ff05::a": 1, "131 ff05::b": 1, "131 ff05::c": 1}
 	for _, addr := range alice.addrs() {
 		want["131 "+solicited(addr).String()] = 1
 	}
-	if diff := cmp.Diff(want, summary(answers)); diff != "" {
-		t.Errorf("answers (-want +got):\n%s", diff)
-	}
+	isQuery := func(f netnslab.Frame) bool { return !f.Outgoing && f.ICMPv6() == 130 }
+	next := alice.heard.Wait(patience, "query of the bridge", isQuery)
+	inTime(t, func() (wrong []string) {
+		query := next
+		next = alice.heard.Wait(patience, "next query of the bridge", isQuery)
+		delay := time.Duration(binary.BigEndian.Uint16(query.IPv6()[52:])) * time.Millisecond // behind 40 + 8 + 4 octets
+		if delay != time.Second {
+			t.Fatalf("the bridge's Maximum Response Delay is %v, want 1 s", delay)
+		}
+		s.settle()
+		answers := slices.DeleteFunc(s.sentBy(alice, query.Time), func(m message) bool { return m.frame.Time.After(next.Time) })
+		for _, m := range answers {
+			if after := m.frame.Time.Sub(query.Time); after > delay+late {
+				wrong = append(wrong, fmt.Sprintf("%v is answered after %v", m.group, after))
+			}
+		}
+		if diff := cmp.Diff(want, summary(answers)); diff != "" {
+			wrong = append(wrong, "answers (-want +got):\n"+diff)
+		}
+		return wrong
+	})
 }
 
 // A Specific Query is answered for its group alone: not for another that is listened to, nor is one answered that asks
@@ -264,20 +280,23 @@ func TestK36_K54_Grid(t *testing.T) {
 	for _, group := range groups {
 		s.waitSent(alice, time.Time{}, report, group, 2)
 	}
-	begin := time.Now()
-	s.query(general, 2*time.Second)
-	var first time.Duration
-	for i, group := range groups {
-		at := s.waitSent(alice, begin, report, group, 1)[0].frame.Time.Sub(begin)
-		if i == 0 {
-			first = at
+	inTime(t, func() (wrong []string) {
+		begin := time.Now()
+		s.query(general, 2*time.Second)
+		var first time.Duration
+		for i, group := range groups {
+			at := s.waitSent(alice, begin, report, group, 1)[0].frame.Time.Sub(begin)
+			if i == 0 {
+				first = at
+			}
+			off := (at - first) % tick // Go's remainder has the sign of the dividend
+			off = min((off+tick)%tick, (tick-off)%tick)
+			if off > late {
+				wrong = append(wrong, fmt.Sprintf("%v is answered after %v and %v after %v: %v off the grid", groups[0], first, group, at, off))
+			}
 		}
-		off := (at - first) % tick // Go's remainder has the sign of the dividend
-		off = min((off+tick)%tick, (tick-off)%tick)
-		if off > late {
-			t.Errorf("%v is answered after %v and %v after %v, which is %v off the grid", groups[0], first, group, at, off)
-		}
-	}
+		return wrong
+	})
 }
 
 // With kernelReports keep, the kernel's reports are seen, here of version 2 and so told from ours. We speak for a group
@@ -287,7 +306,9 @@ func TestKeptKernelReports(t *testing.T) {
 	options := quiet
 	options.Querier = 2
 	s := newSegment(t, options, map[string]any{
-		"groups":        []any{map[string]any{"group": groupA, "deliver": false}, groupB},
+		"groups": []any{
+			map[string]any{"group": groupA, "deliver": false}, map[string]any{"group": groupC, "deliver": false}, groupB,
+		},
 		"kernelReports": "keep", "robustness": 1,
 	})
 	alice := s.add("alice")
@@ -301,11 +322,11 @@ func TestKeptKernelReports(t *testing.T) {
 	application := alice.eth0.Join(groupA)
 	s.waitKernelSaid(alice, begin, groupA)
 	begin = time.Now()
-	s.queryV2(groupA, 100*time.Millisecond)
+	s.query(groupA, 100*time.Millisecond)
 	s.waitKernelSaid(alice, begin, groupA)
-	s.settle()
+	s.waitSilent(alice, groupC, begin.Add(100*time.Millisecond+late))
 	for _, m := range s.sentBy(alice, time.Time{}) {
-		if m.kind == report && (m.group != groupA || m.frame.Time.After(begin)) {
+		if m.kind == report && m.group != groupC && (m.group != groupA || m.frame.Time.After(begin)) {
 			t.Errorf("we speak for what the kernel holds: %v", m.frame)
 		}
 	}
@@ -316,12 +337,4 @@ func TestKeptKernelReports(t *testing.T) {
 	}
 	s.waitSent(alice, begin, report, groupA, 1)
 	s.wait("entry of the MDB", func() (bool, string) { return s.inMDB(groupA, alice), "" })
-}
-
-// queryV2 sends a Specific Query of version 2 from the router.
-func (s *segment) queryV2(group netip.Addr, maxDelay time.Duration) {
-	s.tb.Helper()
-	s.router.SendPacket(mld.AppendQuery(nil, routerAddr, group, mld.Query{
-		Version: mld.Version2, MulticastAddress: group, MaxResponseCode: uint16(maxDelay.Milliseconds()), QRV: 2, QQIC: 125,
-	}))
 }

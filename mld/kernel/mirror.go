@@ -637,7 +637,7 @@ func (m *Mirror) resync() error {
 	switch {
 	case err != nil:
 		return err
-	case failure == unix.ENODEV: // the interface has gone, and everything with it
+	case errors.Is(failure, unix.ENODEV): // the interface has gone, and everything with it
 		clear(list)
 		left = false
 	case failure != nil:

@@ -148,7 +148,7 @@ func (l *Link) ReadPacket(b []byte) (packet []byte, unicast bool, err error) {
 			return nil, false, net.ErrClosed
 		case l.gone.Load():
 			return nil, false, l.errGone()
-		case err == unix.ENETDOWN: // told once; the interface may come back up
+		case errors.Is(err, unix.ENETDOWN): // told once; the interface may come back up
 		case err != nil:
 			return nil, false, fmt.Errorf("interface %d: read packet: %w", l.index, err)
 		case l.in.n > ethernetLen:
@@ -160,12 +160,13 @@ func (l *Link) ReadPacket(b []byte) (packet []byte, unicast bool, err error) {
 
 func (l *Link) receive(fd uintptr) bool {
 	l.in.n, l.in.err = ignoringEINTR(func() (int, error) { return unix.Read(int(fd), l.in.b) })
-	return l.in.err != unix.EAGAIN
+	return !errors.Is(l.in.err, unix.EAGAIN)
 }
 
 // WritePacket sends an IPv6 packet, whose destination must be multicast, with the Ethernet addresses that belong
 // to it: that of its destination (33:33 and the lower 32 bits, RFC 2464 section 7), and the interface's own as of
-// the last State or Watch. The error is [net.ErrClosed] after Close.
+// the last State or Watch. It does not wait: when the interface's queue is full, that is an error. After Close the
+// error is [net.ErrClosed].
 func (l *Link) WritePacket(packet []byte) error {
 	const ipv6Len, dstOffset = 40, 24
 	if len(packet) < ipv6Len || packet[dstOffset] != 0xff {
@@ -189,7 +190,7 @@ func (l *Link) WritePacket(packet []byte) error {
 	switch {
 	case l.closed.Load():
 		return net.ErrClosed
-	case err == unix.ENXIO || err == unix.ENODEV:
+	case errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENODEV):
 		return l.end()
 	case err != nil:
 		return fmt.Errorf("interface %d: write packet of %d octets: %w", l.index, len(packet), err)
@@ -197,15 +198,17 @@ func (l *Link) WritePacket(packet []byte) error {
 	return nil
 }
 
+// send does not wait for room: whoever sets a slow queue on the interface would stop the caller with it, and the
+// protocol is made for lost packets.
 func (l *Link) send(fd uintptr) bool {
 	l.out.n, l.out.err = ignoringEINTR(func() (int, error) { return unix.Write(int(fd), l.frame) })
-	return l.out.err != unix.EAGAIN
+	return true
 }
 
 func ignoringEINTR(call func() (int, error)) (int, error) {
 	for {
 		n, err := call()
-		if err != unix.EINTR {
+		if !errors.Is(err, unix.EINTR) {
 			return n, err
 		}
 	}

@@ -160,9 +160,35 @@ func TestTwoNetworks(t *testing.T) {
 			t.Error(diff)
 		}
 	}
-	// The only one left may change what all have to agree on.
-	r.add("a", pod.Node(), settings(t, `"groups": ["ff05::1:1"], "robustness": 3`))
-	r.wantAttachments(1)
+	// The only one left may change what all have to agree on, and what is agreed then holds for the next.
+	changed := settings(t, calm+`"groups": [{"group": "ff05::1:2", "deliver": false}], "robustness": 3`)
+	r.add("a", pod.Node(), changed)
+	r.add("b", pod.Node(), changed)
+	if got := w.since(pod, func() { r.del("b", pod.Node()) }); len(got) > 0 {
+		t.Errorf("another network still wants it: %v", got)
+	}
+	r.del("a", pod.Node())
+	w.waitAll("Done " + second.String())
+	r.wantNoAgents()
+}
+
+// TestMoved: an ADD of a known attachment with another interface ends the former.
+func TestMoved(t *testing.T) {
+	r := serve(t)
+	here, herePeer := r.pod("c1")
+	there, _ := r.pod("c2")
+	r.add("other", there.Node(), settings(t, `"groups": ["ff05::1:3"]`))
+	s := settings(t, `"groups": [{"group": "ff05::1:1", "deliver": false}]`)
+	r.add("lab", here.Node(), s)
+	w := r.listen(herePeer)
+	moved := r.request(api.OpAdd, "lab", there.Node(), s)
+	moved.ContainerID = here.Node().Name()
+	r.must(moved)
+	w.wait("Done " + first.String())
+	r.wantAttachments(2)
+	moved.Op = api.OpCheck
+	r.must(moved)
+	r.refused(r.request(api.OpCheck, "lab", here.Node(), s), api.CodeNotReady, "another namespace")
 }
 
 // TestConcurrency has the same attachments, and several of one interface, added and removed side by side.
@@ -174,9 +200,13 @@ func TestConcurrency(t *testing.T) {
 		settings(t, `"groups": ["ff05::1:2", {"group": "ff05::1:3", "deliver": false}], "ready": {"wait": "report"}`),
 		settings(t, `"groups": ["ff05::1:1"], "robustness": 3`),
 	}
-	var work sync.WaitGroup
+	var containers []*netnslab.Node
 	for p := range pods {
 		pod, _ := r.pod(fmt.Sprint("c", p))
+		containers = append(containers, pod.Node())
+	}
+	var work sync.WaitGroup
+	for _, container := range containers {
 		for n := range networks {
 			for worker := range 3 {
 				network := fmt.Sprint("net", n)
@@ -186,7 +216,7 @@ func TestConcurrency(t *testing.T) {
 						if (worker+round)%3 == 0 {
 							op = api.OpDel
 						}
-						answer, err := r.call(r.request(op, network, pod.Node(), all[(worker+round)%len(all)]))
+						answer, err := r.call(r.request(op, network, container, all[(worker+round)%len(all)]))
 						if err != nil {
 							t.Error(err)
 						} else if e := answer.Error; e != nil && e.Code != types.ErrInvalidNetworkConfig { // they may contradict each other
@@ -198,11 +228,9 @@ func TestConcurrency(t *testing.T) {
 		}
 	}
 	work.Wait()
-	for p := range pods {
+	for _, container := range containers {
 		for n := range networks {
-			r.must(&api.Request{Op: api.OpDel, Attachment: api.Attachment{
-				Network: fmt.Sprint("net", n), ContainerID: fmt.Sprint("c", p), IfName: "eth0",
-			}})
+			r.del(fmt.Sprint("net", n), container)
 		}
 	}
 	r.wantAttachments(0)
@@ -335,20 +363,49 @@ func TestInterfaceGone(t *testing.T) {
 // TestCheckLooksAtTheBridge: an entry that is missing is missed, unless the bridge floods anyway.
 func TestCheckLooksAtTheBridge(t *testing.T) {
 	r := serve(t)
-	br := r.lab.Bridge("br0", netnslab.BridgeOptions{Querier: 1, QueryInterval: time.Hour})
+	br := r.lab.Bridge("br0", netnslab.BridgeOptions{Querier: 1, QueryInterval: time.Hour, StartupQueryCount: 1})
 	pod := br.Connect(r.lab.Node("c1"), "eth0")
 	pod.LinkLocal()
 	s := settings(t, `"groups": [{"group": "ff05::1:1", "deliver": false}], "unsolicitedReportInterval": "1h", "ready": {"wait": "mdb", "timeout": "20s"}`)
 	br.WaitQuerying(soon(t))
 	r.add("lab", pod.Node(), s)
 	r.check("lab", pod.Node(), s)
-	if out, err := r.lab.Host().Command(soon(t), "bridge", "mdb", "del", "dev", "br0", "port", pod.Peer().Name(), "grp", "ff05::1:1", "temp").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
+	forget := func() {
+		out, err := r.lab.Host().Command(soon(t), "bridge", "mdb", "del", "dev", "br0", "port", pod.Peer().Name(), "grp", "ff05::1:1", "temp").CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
 	}
+	forget()
 	r.refused(r.request(api.OpCheck, "lab", pod.Node(), s), api.CodeNotReady, "ff05::1:1")
 	br.DisableQuerier()
 	netnslab.WaitFor(t, "CHECK of a bridge that floods", patience, func() (bool, string) {
 		answer, err := r.call(r.request(api.OpCheck, "lab", pod.Node(), s))
-		return err == nil && answer.Error == nil, fmt.Sprint(answer.Error, err)
+		return err == nil && answer.Error == nil, fmt.Sprint(answer, err)
 	})
+	if entries, err := pod.Port().Members(); err != nil || slices.Contains(groupsOf(entries), first) {
+		t.Errorf("%v, %v: the entry has come back, and the test proves nothing", entries, err)
+	}
+}
+
+// TestAutoWaitsForTheBridge: on a bridge that forwards what it has entries for, a Report is not enough for
+// "auto": this port lets nobody in whom it does not know.
+func TestAutoWaitsForTheBridge(t *testing.T) {
+	r := serve(t)
+	br := r.lab.Bridge("br0", netnslab.BridgeOptions{Querier: 1})
+	pod := br.Connect(r.lab.Node("c1"), "eth0")
+	pod.LinkLocal()
+	br.WaitQuerying(soon(t))
+	port := pod.Peer().Name()
+	for _, args := range [][]string{
+		{"link", "set", "dev", port, "learning", "off", "locked", "on"}, {"fdb", "del", pod.HardwareAddr().String(), "dev", port, "master"},
+	} {
+		if out, err := r.lab.Host().Command(soon(t), "bridge", args...).CombinedOutput(); err != nil {
+			t.Fatalf("bridge %q: %v: %s", args, err, out)
+		}
+	}
+	s := settings(t, `"groups": [{"group": "ff05::1:1", "deliver": false}], "ready": {"timeout": "200ms"}`)
+	if answer := r.add("lab", pod.Node(), s); !strings.Contains(answer.Degraded, "br0") {
+		t.Errorf("degraded: %q, want the bridge's fault", answer.Degraded)
+	}
 }
