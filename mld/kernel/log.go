@@ -15,7 +15,7 @@ const (
 	nfgenmsgLen = 4
 	logRoom     = 512 // what the kernel sets aside for a copy; a longer one gets what it needs
 
-	nfulMsgPacket = unix.NFNL_SUBSYS_ULOG<<8 | 0 // NFULNL_MSG_PACKET
+	nfulMsgPacket = unix.NFNL_SUBSYS_ULOG << 8   // NFULNL_MSG_PACKET
 	nfulMsgConfig = unix.NFNL_SUBSYS_ULOG<<8 | 1 // NFULNL_MSG_CONFIG
 
 	nfulCfgCmd     = 1 // NFULA_CFG_CMD
