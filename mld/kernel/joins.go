@@ -1,12 +1,16 @@
 package kernel
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/bits"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
+	"syscall"
 
 	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
@@ -17,29 +21,71 @@ import (
 // Joins makes the kernel join multicast addresses on one interface, so that a program which only binds the port
 // receives them. It holds as many sockets as it takes, one for about 2340 addresses at the kernel's default of
 // net.core.optmem_max; they are not bound and receive nothing themselves. Its methods are safe for concurrent use.
+//
+// An address is joined with a source filter, which is the kernel's for the whole interface, together with those of
+// other programs: what no filter wants reaches no program.
 type Joins struct {
 	ns    *netns.Namespace
 	index int
 
 	mu      sync.Mutex
 	sockets []*joinSocket
-	joined  map[netip.Addr]*joinSocket
+	joined  map[netip.Addr]joinedAddr
 	closed  bool
+}
+
+// A joinedAddr is an address that a socket has joined.
+type joinedAddr struct {
+	socket *joinSocket
+	filter sourceFilter
+}
+
+// A sourceFilter is INCLUDE or EXCLUDE of a sorted list of sources.
+type sourceFilter struct {
+	exclude bool
+	sources []netip.Addr
+}
+
+func (f sourceFilter) equal(o sourceFilter) bool {
+	return f.exclude == o.exclude && slices.Equal(f.sources, o.sources)
 }
 
 type joinSocket struct {
 	*ipv6.PacketConn
+	raw  syscall.RawConn
 	full bool
 }
 
+// ErrTooManySources says that the kernel takes no list of sources that long.
+var ErrTooManySources = errors.New("more sources than sysctl net.ipv6.mld_max_msf allows for one address (64 unless " +
+	"changed), or than sysctl net.core.optmem_max has room for")
+
 // NewJoins prepares joins on the interface with the given index. The namespace must stay open as long.
 func NewJoins(ns *netns.Namespace, ifindex int) *Joins {
-	return &Joins{ns: ns, index: ifindex, joined: make(map[netip.Addr]*joinSocket)}
+	return &Joins{ns: ns, index: ifindex, joined: make(map[netip.Addr]joinedAddr)}
 }
 
-// Join joins an address. Joining one again does nothing. With IPv6 switched off by disable_ipv6 the kernel lets an
-// address be joined all the same, for the time when it is on again; it refuses when the MTU is below 1280.
-func (j *Joins) Join(addr netip.Addr) error {
+// Join joins an address for packets from any source. If it is joined already, that replaces its filter; joining it
+// again as it is does nothing. With IPv6 switched off by disable_ipv6 the kernel lets an address be joined all the
+// same, for the time when it is on again; it refuses when the MTU is below 1280.
+func (j *Joins) Join(addr netip.Addr) error { return j.JoinExclude(addr) }
+
+// JoinExclude is [Joins.Join] for packets from any source but the given ones. The error wraps [ErrTooManySources] if
+// they are more than the kernel takes; a filter from before stands then.
+func (j *Joins) JoinExclude(addr netip.Addr, sources ...netip.Addr) error {
+	return j.join(addr, sourceFilter{true, sources})
+}
+
+// JoinInclude is [Joins.Join] for packets from the given sources only, one at least. The error is that of
+// [Joins.JoinExclude].
+func (j *Joins) JoinInclude(addr netip.Addr, sources ...netip.Addr) error {
+	if len(sources) == 0 {
+		return fmt.Errorf("join %s: no sources to include", addr)
+	}
+	return j.join(addr, sourceFilter{false, sources})
+}
+
+func (j *Joins) join(addr netip.Addr, f sourceFilter) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	addr = addr.WithZone("")
@@ -48,33 +94,126 @@ func (j *Joins) Join(addr netip.Addr) error {
 		return net.ErrClosed
 	case !addr.Is6() || !addr.IsMulticast():
 		return fmt.Errorf("join %s: not an IPv6 multicast address", addr)
-	case j.joined[addr] != nil:
-		return nil
+	case slices.ContainsFunc(f.sources, func(s netip.Addr) bool { return !s.Is6() || s.Is4In6() || s.IsMulticast() }):
+		return fmt.Errorf("join %s: sources %v: not all are IPv6 unicast addresses", addr, f.sources)
 	}
-	for _, s := range j.sockets {
-		if s.full {
-			continue
-		}
-		err := s.JoinGroup(&net.Interface{Index: j.index}, &net.UDPAddr{IP: addr.AsSlice()})
-		if err == nil {
-			j.joined[addr] = s
+	f.sources = slices.Compact(slices.SortedFunc(slices.Values(f.sources), netip.Addr.Compare))
+	old, again := j.joined[addr]
+	if again {
+		if old.filter.equal(f) {
 			return nil
 		}
-		if !errors.Is(err, unix.ENOMEM) && !errors.Is(err, unix.ENOBUFS) {
+		err := old.socket.setFilter(j.index, addr, f)
+		if err == nil {
+			j.joined[addr] = joinedAddr{old.socket, f}
+		}
+		if !outOfMemory(err) {
 			return j.joinError(addr, err)
 		}
-		s.full = true
 	}
-	s, err := j.open()
+	s, err := j.place(addr, f, old.socket)
 	if err != nil {
 		return j.joinError(addr, err)
 	}
-	j.sockets = append(j.sockets, s)
-	if err := s.JoinGroup(&net.Interface{Index: j.index}, &net.UDPAddr{IP: addr.AsSlice()}); err != nil {
-		return j.joinError(addr, err)
+	j.joined[addr] = joinedAddr{s, f}
+	if again {
+		return j.leave(addr, old.socket)
 	}
-	j.joined[addr] = s
 	return nil
+}
+
+// place joins an address on a socket with room for it, but not on the one where it is joined already.
+func (j *Joins) place(addr netip.Addr, f sourceFilter, not *joinSocket) (*joinSocket, error) {
+	var full []*joinSocket
+	for _, s := range j.sockets {
+		if s.full || s == not {
+			continue
+		}
+		if err := s.join(j.index, addr, f); !outOfMemory(err) {
+			return s, err
+		}
+		full = append(full, s)
+	}
+	s, err := j.open()
+	if err != nil {
+		return nil, err
+	}
+	if err := s.join(j.index, addr, f); err != nil {
+		if outOfMemory(err) && len(f.sources) > 0 {
+			err = fmt.Errorf("%d sources are %w: %w", len(f.sources), ErrTooManySources, err)
+		}
+		return nil, errors.Join(err, s.Close())
+	}
+	for _, s := range full { // only now: it was not the list that was too long
+		s.full = true
+	}
+	j.sockets = append(j.sockets, s)
+	return s, nil
+}
+
+// outOfMemory tells whether a socket has no room for a membership, or the kernel none for a filter.
+func outOfMemory(err error) bool { return errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.ENOBUFS) }
+
+// join joins an address that the socket has not joined. On an error it has not joined it.
+func (s *joinSocket) join(index int, addr netip.Addr, f sourceFilter) error {
+	ifi, group := &net.Interface{Index: index}, &net.UDPAddr{IP: addr.AsSlice()}
+	more := f.exclude && len(f.sources) > 0 || len(f.sources) > 1 // than the join itself says
+	if more {
+		// The kernel refuses, for there is nothing joined yet; but a list that is too long it refuses first.
+		if err := s.setFilter(index, addr, f); outOfMemory(err) {
+			return err
+		}
+	}
+	var err error
+	if f.exclude {
+		err = s.JoinGroup(ifi, group)
+	} else { // not of any source, not even for a moment: the kernel would report that
+		err = s.JoinSourceSpecificGroup(ifi, group, &net.UDPAddr{IP: f.sources[0].AsSlice()})
+	}
+	if err == nil && more {
+		err = s.setFilter(index, addr, f)
+	}
+	if err != nil {
+		_ = s.LeaveGroup(ifi, group) // the address alone may have been joined
+	}
+	return err
+}
+
+// setFilter replaces the filter of an address that the socket has joined (RFC 3678 section 6.2). Nothing is lost in
+// between.
+func (s *joinSocket) setFilter(index int, addr netip.Addr, f sourceFilter) error {
+	// struct group_filter { u32 interface; sockaddr_storage group; u32 fmode, numsrc; sockaddr_storage slist[]; }, where
+	// a sockaddr_storage is 128 octets, aligned like a pointer.
+	const (
+		storageLen = 128
+		groupAt    = bits.UintSize / 8
+		modeAt     = groupAt + storageLen
+		sourcesAt  = modeAt + 8
+		addrAt     = 8 // in a struct sockaddr_in6, which begins with the family
+	)
+	b := make([]byte, sourcesAt+len(f.sources)*storageLen)
+	put := func(at int, addr netip.Addr) {
+		binary.NativeEndian.PutUint16(b[at:], unix.AF_INET6)
+		copy(b[at+addrAt:], addr.AsSlice())
+	}
+	binary.NativeEndian.PutUint32(b, uint32(index))
+	put(groupAt, addr)
+	mode := uint32(unix.MCAST_INCLUDE)
+	if f.exclude {
+		mode = unix.MCAST_EXCLUDE
+	}
+	binary.NativeEndian.PutUint32(b[modeAt:], mode)
+	binary.NativeEndian.PutUint32(b[modeAt+4:], uint32(len(f.sources)))
+	for i, source := range f.sources {
+		put(sourcesAt+i*storageLen, source)
+	}
+	var optErr error
+	if err := s.raw.Control(func(fd uintptr) {
+		optErr = unix.SetsockoptString(int(fd), unix.SOL_IPV6, unix.MCAST_MSFILTER, string(b))
+	}); err != nil {
+		return err
+	}
+	return os.NewSyscallError("setsockopt", optErr)
 }
 
 // Leave leaves an address. Leaving one that is not joined does nothing.
@@ -82,16 +221,20 @@ func (j *Joins) Leave(addr netip.Addr) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	addr = addr.WithZone("")
-	s := j.joined[addr]
+	m, joined := j.joined[addr]
 	switch {
 	case j.closed:
 		return net.ErrClosed
-	case s == nil:
+	case !joined:
 		return nil
 	}
+	delete(j.joined, addr)
+	return j.leave(addr, m.socket)
+}
+
+func (j *Joins) leave(addr netip.Addr, s *joinSocket) error {
 	// The socket lets go of the address even where the interface has lost it already.
 	err := s.LeaveGroup(&net.Interface{Index: j.index}, &net.UDPAddr{IP: addr.AsSlice()})
-	delete(j.joined, addr)
 	s.full = false
 	if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("leave %s on %s: %w", addr, j.name(), err)
@@ -127,11 +270,18 @@ func (j *Joins) open() (*joinSocket, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open socket: %w", err)
 	}
-	return &joinSocket{PacketConn: ipv6.NewPacketConn(c)}, nil
+	raw, err := c.(*net.UDPConn).SyscallConn()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open socket: %w", err), c.Close())
+	}
+	return &joinSocket{PacketConn: ipv6.NewPacketConn(c), raw: raw}, nil
 }
 
-// joinError says what can be done about a join that failed.
+// joinError says what can be done about a join that failed; nil if it has not.
 func (j *Joins) joinError(addr netip.Addr, err error) error {
+	if err == nil {
+		return nil
+	}
 	name := j.name()
 	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EADDRNOTAVAIL) {
 		return fmt.Errorf("join %s on %s: there is no IPv6 on the interface (see its MTU, which must be 1280 or more, and "+

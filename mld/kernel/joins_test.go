@@ -1,14 +1,21 @@
 package kernel_test
 
 import (
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"golang.org/x/net/ipv6"
+
+	"github.com/seed-aaab8e3a/cni-mld/mld"
 	"github.com/seed-aaab8e3a/cni-mld/mld/kernel"
 	"github.com/seed-aaab8e3a/cni-mld/netnslab"
 )
@@ -128,4 +135,235 @@ func TestJoinsLeaveAfterLoss(t *testing.T) {
 	if err := j.Leave(addrs(10)[1]); err != nil {
 		t.Error(err)
 	}
+}
+
+// filtersOf reads the kernel's own list of an interface's source filters: for each source of an address by how many
+// sockets it is included and excluded.
+func filtersOf(t *testing.T, n *netnslab.Node, index int) map[netip.Addr]map[netip.Addr][2]int {
+	t.Helper()
+	var b []byte
+	err := n.Do(func() error {
+		// The list lacks an interface where the address that was joined last has no sources.
+		last, err := net.ListenPacket("udp6", "[::]:0")
+		if err != nil {
+			return err
+		}
+		defer last.Close()
+		err = ipv6.NewPacketConn(last).JoinSourceSpecificGroup(&net.Interface{Index: index},
+			&net.UDPAddr{IP: net.ParseIP("ff35::8000:ffff")}, &net.UDPAddr{IP: net.ParseIP("fd00::ffff")})
+		if err != nil {
+			return err
+		}
+		b, err = os.ReadFile("/proc/thread-self/net/mcfilter6")
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	filters := map[netip.Addr]map[netip.Addr][2]int{}
+	for line := range strings.Lines(string(b)) {
+		var device, group, source string
+		var ifindex int
+		var count [2]int
+		if _, err := fmt.Sscan(line, &ifindex, &device, &group, &source, &count[0], &count[1]); err != nil || ifindex != index {
+			continue // another interface's, or the heading: Idx Device Multicast-Address Source-Address INC EXC
+		}
+		addr := addrOfHex(t, group)
+		if filters[addr] == nil {
+			filters[addr] = map[netip.Addr][2]int{}
+		}
+		filters[addr][addrOfHex(t, source)] = count
+	}
+	return filters
+}
+
+func addrOfHex(t *testing.T, text string) netip.Addr {
+	t.Helper()
+	b, err := hex.DecodeString(text)
+	if err != nil || len(b) != 16 {
+		t.Fatalf("%q is no address: %v", text, err)
+	}
+	return netip.AddrFrom16([16]byte(b))
+}
+
+func sourcesOf(n int) []netip.Addr {
+	list := make([]netip.Addr, n)
+	for i := range list {
+		list[i] = netip.AddrFrom16([16]byte{0: 0xfd, 14: byte(i >> 8), 15: byte(i)})
+	}
+	return list
+}
+
+// Each join of an address replaces the filter of the one before. The oracle is /proc/net/mcfilter6, and for EXCLUDE({}),
+// which it does not tell from INCLUDE({}), what the kernel lets through.
+func TestV2_71_JoinsWithSources(t *testing.T) {
+	t.Parallel()
+	lab := netnslab.New(t)
+	peer, e := lab.Veth(lab.Node("peer"), "eth0", lab.Node("pod"), "eth0")
+	j := newJoins(t, e)
+	s := sourcesOf(64)
+	const port = 5000
+	received := e.Receive(port)
+	peerAddr := peer.LinkLocal() // what it sends to ff02::/16 from
+	group := netip.MustParseAddr("ff02::4321")
+
+	const included, excluded = 0, 1
+	for _, step := range []struct {
+		what    string
+		join    func() error
+		sources []netip.Addr
+		kind    int
+		through bool // data of the peer
+	}{
+		{"include one", func() error { return j.JoinInclude(group, s[0]) }, s[:1], included, false},
+		{"include one again", func() error { return j.JoinInclude(group, s[0], s[0]) }, s[:1], included, false},
+		{"include three, one with another", func() error { return j.JoinInclude(group, s[3], peerAddr, s[1]) }, []netip.Addr{s[1], s[3], peerAddr}, included, true},
+		{"include another", func() error { return j.JoinInclude(group, s[2]) }, s[2:3], included, false},
+		{"exclude", func() error { return j.JoinExclude(group, s[1], s[0]) }, s[:2], excluded, true},
+		{"exclude the peer", func() error { return j.JoinExclude(group, s[1], peerAddr) }, []netip.Addr{s[1], peerAddr}, excluded, false},
+		{"exclude none", func() error { return j.JoinExclude(group) }, nil, excluded, true},
+		{"exclude as many as the kernel takes", func() error { return j.JoinExclude(group, s...) }, s, excluded, true},
+		{"include as many as the kernel takes", func() error { return j.JoinInclude(group, s...) }, s, included, false},
+		{"any source", func() error { return j.Join(group) }, nil, excluded, true},
+		{"leave", func() error { return j.Leave(group) }, nil, included, false},
+		{"include several at first", func() error { return j.JoinInclude(group, s[:5]...) }, s[:5], included, false},
+		{"leave again", func() error { return j.Leave(group) }, nil, included, false},
+		{"exclude at first", func() error { return j.JoinExclude(group, s[:5]...) }, s[:5], excluded, true},
+	} {
+		if err := step.join(); err != nil {
+			t.Fatalf("%s: %v", step.what, err)
+		}
+		want := map[netip.Addr][2]int{}
+		for _, source := range step.sources {
+			var count [2]int
+			count[step.kind] = 1
+			want[source] = count
+		}
+		if diff := cmp.Diff(want, filtersOf(t, e.Node(), e.Index())[group], cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("%s: mcfilter6 (-want +got):\n%s", step.what, diff)
+		}
+		before := received.Count(group)
+		ends := received.Count(mld.AllNodes)
+		peer.Send(group, port, []byte("data"), 3)
+		peer.Send(mld.AllNodes, port, []byte("the end"), 1)
+		received.Wait(mld.AllNodes, ends+1)
+		wantData := 0
+		if step.through {
+			wantData = 3
+		}
+		if n := received.Count(group) - before; n != wantData {
+			t.Errorf("%s: %d datagrams of the peer came through, want %d", step.what, n, wantData)
+		}
+	}
+	if n := j.Sockets(); n != 1 {
+		t.Errorf("on %d sockets, want 1", n)
+	}
+}
+
+// What is too much for the kernel is refused by name, and the filter from before stands, also in what is reported.
+func TestV2_72_JoinsTooManySources(t *testing.T) {
+	t.Parallel()
+	e := pod(t)
+	j := newJoins(t, e)
+	s := sourcesOf(65) // net.ipv6.mld_max_msf is 64, and every namespace's
+	tooMany := func(what string, err error) {
+		t.Helper()
+		for _, part := range []string{"ff05::4321", "eth0", "65 sources", "net.ipv6.mld_max_msf"} {
+			if !errors.Is(err, kernel.ErrTooManySources) || !strings.Contains(err.Error(), part) {
+				t.Errorf("%s: %v, which does not name %s", what, err, part)
+			}
+		}
+	}
+	c := e.Capture(netnslab.MLD)
+	records := func() (list []string) {
+		for _, f := range c.Frames() {
+			p, err := mld.Parse(f.IPv6(), 0)
+			if err != nil {
+				continue
+			}
+			for r := range p.Message.Records.All() {
+				if r.MulticastAddress == group || r.MulticastAddress == netip.MustParseAddr("ff05::ffff") {
+					list = append(list, fmt.Sprintf("%v %v %d", r.Type, r.MulticastAddress, r.Sources.Len()))
+				}
+			}
+		}
+		return list
+	}
+	reported := func(record string) {
+		t.Helper()
+		netnslab.WaitFor(t, record, patience, func() (bool, string) {
+			list := records()
+			return slices.Contains(list, record), fmt.Sprint(list)
+		}, e.Node())
+	}
+	tooMany("at first", j.JoinInclude(group, s...))
+	tooMany("at first", j.JoinExclude(group, s...))
+	if igmp6(t, e.Node(), e.Index())[group] {
+		t.Error("joined after an error")
+	}
+	if err := j.JoinInclude(group, s[:2]...); err != nil {
+		t.Fatal(err)
+	}
+	reported("ALLOW ff05::4321 2")
+	tooMany("afterwards", j.JoinInclude(group, s...))
+	tooMany("afterwards", j.JoinExclude(group, s...))
+	if diff := cmp.Diff(map[netip.Addr][2]int{s[0]: {1, 0}, s[1]: {1, 0}}, filtersOf(t, e.Node(), e.Index())[group]); diff != "" {
+		t.Errorf("mcfilter6 (-want +got):\n%s", diff)
+	}
+	if err := j.JoinInclude(group); err == nil {
+		t.Error("including nothing: no error")
+	}
+	if err := j.JoinInclude(group, group); err == nil {
+		t.Error("a multicast address as a source: no error")
+	}
+	if err := j.Join(netip.MustParseAddr("ff05::ffff")); err != nil {
+		t.Fatal(err)
+	}
+	reported("TO_EX ff05::ffff 0")
+	for _, r := range records() {
+		if strings.HasPrefix(r, "TO_") && strings.Contains(r, group.String()) {
+			t.Errorf("the kernel reported %s: the filter was for any source for a moment", r)
+		}
+	}
+}
+
+// Lists of sources take room on a socket; a list that grows beyond it moves to another socket.
+func TestJoinsWithSourcesOnManySockets(t *testing.T) {
+	t.Parallel()
+	e := pod(t)
+	j := newJoins(t, e)
+	s := sourcesOf(64)
+	all := addrs(200)
+	want := func(sources []netip.Addr) {
+		t.Helper()
+		filters := filtersOf(t, e.Node(), e.Index())
+		for _, addr := range all {
+			if got := filters[addr]; len(got) != len(sources) {
+				t.Fatalf("%v has %d sources, want %d", addr, len(got), len(sources))
+			}
+		}
+	}
+	for _, addr := range all {
+		if err := j.JoinInclude(addr, s[0]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	few := j.Sockets()
+	want(s[:1])
+	for _, addr := range all {
+		if err := j.JoinInclude(addr, s...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("%d addresses of 1 source on %d sockets, of 64 sources on %d", len(all), few, j.Sockets())
+	if j.Sockets() <= few {
+		t.Errorf("%d sockets before and after: did no list move?", few)
+	}
+	want(s)
+	for _, addr := range all {
+		if err := j.Leave(addr); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want(nil)
 }
