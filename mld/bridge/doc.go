@@ -10,6 +10,8 @@
 //	state, err := port.State()                  // snooping? a querier? is the port forwarding?
 //	err = port.Wait(ctx, group)                 // until the bridge has an entry for the group on this port
 //
+// With MLDv2 an entry may be for one source alone, or for all but some; [Port.WaitFlows] tells them apart.
+//
 // Wait hears of new entries by netlink events; nothing here polls, and no thread waits.
 //
 // The namespace passed in is the one the bridge is in, commonly the host's. Only IPv6 entries are of interest

@@ -263,6 +263,71 @@ func TestB18_WaitForSources(t *testing.T) {
 	}
 }
 
+// What is forwarded from which source, as the bridge's version of MLD has it: of version 1 it knows entries for any
+// source only (B17).
+func TestB17_B18_WaitFlows(t *testing.T) {
+	t.Parallel()
+	included, excluded, any := netip.MustParseAddr("ff35::8000:1"), netip.MustParseAddr("ff05::ee"), netip.MustParseAddr("ff05::aa")
+	one, two := netip.MustParseAddr("fd00::1"), netip.MustParseAddr("fd00::2")
+	exclude := func(c *ipv6.PacketConn, ifi *net.Interface, group, source net.Addr) error {
+		return errors.Join(c.JoinGroup(ifi, group), c.ExcludeSourceSpecificGroup(ifi, group, source))
+	}
+	for _, version := range []int{1, 2} {
+		t.Run(fmt.Sprintf("MLDv%d", version), func(t *testing.T) {
+			t.Parallel()
+			options := fast
+			options.Querier = version
+			_, alice, bob := pair(t, options)
+			port := alice.Port()
+			bob.Join(included) // which is of no use to alice
+			alice.Join(any)
+			sources(t, alice, included.String(), (*ipv6.PacketConn).JoinSourceSpecificGroup, one.String())
+			sources(t, alice, excluded.String(), exclude, one.String())
+			err := port.WaitFlows(withTimeout(t), bridge.Flow{any, netip.Addr{}}, bridge.Flow{any, one}, bridge.Flow{included, one},
+				bridge.Flow{excluded, netip.Addr{}}, bridge.Flow{excluded.WithZone("eth0"), two})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if version == 2 { // the kernel excludes a moment after it has joined
+				netnslab.WaitFor(t, "blocked source", 10*time.Second, func() (bool, string) {
+					entries, err := port.Members()
+					return slices.ContainsFunc(entries, func(e bridge.Entry) bool { return e.Blocked }), fmt.Sprint(entries, err)
+				}, alice.Peer().Node())
+			}
+			enough := errors.New("enough")
+			ctx, cancel := context.WithCancelCause(t.Context())
+			cancel(enough)
+			for _, f := range []bridge.Flow{{included, netip.Addr{}}, {included, two}, {excluded, one}} {
+				err := port.WaitFlows(ctx, bridge.Flow{any, one}, f)
+				if forwarded := err == nil; forwarded != (version == 1) {
+					t.Errorf("%v: forwarded %v", f, forwarded)
+				}
+				if err != nil && (!errors.Is(err, enough) || !strings.Contains(err.Error(), "no entry for ["+f.String()+"]")) {
+					t.Errorf("%v: %v, which does not name it alone", f, err)
+				}
+			}
+
+			// Each of them comes while it is waited for: an entry, the end of one that keeps it out, one for any source.
+			for f, join := range map[bridge.Flow]func(){
+				{included, two}: func() {
+					sources(t, alice, included.String(), (*ipv6.PacketConn).JoinSourceSpecificGroup, two.String())
+				},
+				{excluded, one}: func() {
+					sources(t, alice, excluded.String(), (*ipv6.PacketConn).JoinSourceSpecificGroup, one.String())
+				},
+				{included, netip.Addr{}}: func() { alice.Join(included) },
+			} {
+				waited := make(chan error, 1)
+				go func() { waited <- port.WaitFlows(withTimeout(t), f) }()
+				join()
+				if err := <-waited; err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+}
+
 func TestWaitersNeedNoThreads(t *testing.T) {
 	_, alice, _ := pair(t, netnslab.BridgeOptions{})
 	port := alice.Port()

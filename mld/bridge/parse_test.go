@@ -15,8 +15,9 @@ import (
 func TestOverflowReadsTheDatabaseAgain(t *testing.T) {
 	events := nltest.Dial(func([]netlink.Message) ([]netlink.Message, error) { return nil, unix.ENOBUFS })
 	defer events.Close()
-	missing := map[netip.Addr]struct{}{netip.MustParseAddr("ff05::1"): {}}
-	if err := (&Port{}).follow(events, missing); err != nil {
+	missing := make(pending)
+	missing.add(Flow{Group: netip.MustParseAddr("ff05::1")})
+	if err := (&Port{}).follow(events, missing, true); err != nil {
 		t.Errorf("got %v, want a new look at the database", err)
 	}
 }

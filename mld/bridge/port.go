@@ -1,11 +1,11 @@
 package bridge
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -180,12 +180,36 @@ func (p *Port) Members() ([]Entry, error) {
 	return slices.DeleteFunc(all, func(e Entry) bool { return e.Port != p.Index }), nil
 }
 
+// A Flow is packets to a group from a source, or from any source if Source is the zero Addr.
+type Flow struct{ Group, Source netip.Addr }
+
+// String is the group, or "(source,group)".
+func (f Flow) String() string {
+	if !f.Source.IsValid() {
+		return f.Group.String()
+	}
+	return fmt.Sprintf("(%s,%s)", f.Source, f.Group)
+}
+
 // Wait returns nil as soon as the bridge has an entry for every one of groups on this port, of whatever source, that
 // forwards something. If ctx ends before that, the error wraps the cause and names the groups that are missing; an
 // error that wraps [ErrNotPort] says that the port went away.
 //
 // An entry proves forwarding only together with [State]: with Querier false everything is flooded anyway.
 func (p *Port) Wait(ctx context.Context, groups ...netip.Addr) error {
+	flows := make([]Flow, len(groups))
+	for i, g := range groups {
+		flows[i].Group = g
+	}
+	return p.wait(ctx, flows, true)
+}
+
+// WaitFlows is [Port.Wait] for what is forwarded in particular: from a source because of an entry for it, or of one for
+// any source that does not keep it out; from any source because of an entry for any source alone.
+func (p *Port) WaitFlows(ctx context.Context, flows ...Flow) error { return p.wait(ctx, flows, false) }
+
+// wait waits for entries; some says that for a flow from any source one from some source is enough.
+func (p *Port) wait(ctx context.Context, flows []Flow, some bool) error {
 	// Events first and the database afterwards, so that nothing falls between them.
 	events, err := dial(p.ns, unix.RTNLGRP_MDB, unix.RTNLGRP_LINK)
 	if err != nil {
@@ -195,7 +219,7 @@ func (p *Port) Wait(ctx context.Context, groups ...netip.Addr) error {
 	defer context.AfterFunc(ctx, func() { _ = events.SetReadDeadline(time.Unix(1, 0)) })()
 
 	for {
-		missing, err := p.missing(groups)
+		missing, err := p.missing(flows, some)
 		if err != nil || len(missing) == 0 {
 			return err
 		}
@@ -204,33 +228,79 @@ func (p *Port) Wait(ctx context.Context, groups ...netip.Addr) error {
 		}
 		// Events may be older than the database just read, so what they say is only believed once it has been
 		// read again.
-		if err := p.follow(events, missing); err != nil {
+		if err := p.follow(events, missing, some); err != nil {
 			if errors.Is(err, os.ErrDeadlineExceeded) {
 				err = context.Cause(ctx)
 			}
-			names := slices.SortedFunc(maps.Keys(missing), netip.Addr.Compare)
-			return fmt.Errorf("%s: no entry for %v: %w", p, names, err)
+			return fmt.Errorf("%s: no entry for %v: %w", p, missing.flows(), err)
 		}
 	}
 }
 
-// missing returns those of groups that have no entry on the port.
-func (p *Port) missing(groups []netip.Addr) (map[netip.Addr]struct{}, error) {
-	missing := make(map[netip.Addr]struct{}, len(groups))
-	for _, g := range groups {
-		missing[g.WithZone("")] = struct{}{}
+// pending is flows without an entry: their sources by group.
+type pending map[netip.Addr]map[netip.Addr]struct{}
+
+func (m pending) add(f Flow) {
+	f.Group = f.Group.WithZone("")
+	if m[f.Group] == nil {
+		m[f.Group] = make(map[netip.Addr]struct{})
 	}
+	m[f.Group][f.Source.WithZone("")] = struct{}{}
+}
+
+// serve removes what the entry forwards, provided that no other entry keeps it out.
+func (m pending) serve(e Entry, some bool) {
+	switch {
+	case !e.Forwards():
+	case some || !e.Source.IsValid():
+		delete(m, e.Group)
+	default:
+		delete(m[e.Group], e.Source)
+		if len(m[e.Group]) == 0 {
+			delete(m, e.Group)
+		}
+	}
+}
+
+func (m pending) flows() []Flow {
+	var list []Flow
+	for group, sources := range m {
+		for source := range sources {
+			list = append(list, Flow{group, source})
+		}
+	}
+	slices.SortFunc(list, func(a, b Flow) int {
+		return cmp.Or(a.Group.Compare(b.Group), a.Source.Compare(b.Source))
+	})
+	return list
+}
+
+// missing returns those flows that no entry on the port forwards.
+func (p *Port) missing(flows []Flow, some bool) (pending, error) {
 	members, err := p.Members()
+	if err != nil {
+		return nil, err
+	}
+	missing, wanted := make(pending), make(map[Flow]struct{}, len(flows))
+	for _, f := range flows {
+		missing.add(f)
+		wanted[Flow{f.Group.WithZone(""), f.Source.WithZone("")}] = struct{}{}
+	}
 	for _, e := range members {
-		if e.Forwards() {
-			delete(missing, e.Group)
+		missing.serve(e, some)
+	}
+	for _, e := range members { // which an entry for any source may have served too early
+		f := Flow{e.Group, e.Source}
+		if _, ok := wanted[f]; ok && e.Blocked {
+			missing.add(f)
 		}
 	}
-	return missing, err
+	return missing, nil
 }
 
-// follow applies events to missing until it is empty, or until events were lost and the database must be read.
-func (p *Port) follow(events *netlink.Conn, missing map[netip.Addr]struct{}) error {
+// follow applies events to missing until it is empty, or until the database must be read: events were lost, or an
+// entry that kept something out has gone.
+func (p *Port) follow(events *netlink.Conn, missing pending, some bool) error {
 	for len(missing) > 0 {
 		messages, err := events.Receive()
 		if errors.Is(err, unix.ENOBUFS) {
@@ -245,15 +315,22 @@ func (p *Port) follow(events *netlink.Conn, missing map[netip.Addr]struct{}) err
 				if p.concerns(m.Data) {
 					return ErrNotPort
 				}
-			case unix.RTM_NEWMDB:
+			case unix.RTM_NEWMDB, unix.RTM_DELMDB:
 				entries, err := parseEntries(m.Data)
 				if err != nil {
 					return err
 				}
 				for _, e := range entries {
-					if e.Bridge == p.BridgeIndex && e.Port == p.Index && e.Forwards() {
-						delete(missing, e.Group)
+					if e.Bridge != p.BridgeIndex || e.Port != p.Index {
+						continue
 					}
+					if m.Header.Type == unix.RTM_DELMDB {
+						if _, ok := missing[e.Group]; ok && e.Source.IsValid() {
+							return nil
+						}
+						continue
+					}
+					missing.serve(e, some)
 				}
 			}
 		}
