@@ -8,7 +8,7 @@ import (
 )
 
 func ExampleParseSettings() {
-	configuration := `{"groups": ["ff05::4321", {"group": "ff02::8", "deliver": false}], "robustness": 3}`
+	configuration := `{"groups": ["ff05::4321", "fd00:1::10@ff3e::8000:1", {"group": "ff02::8", "deliver": false}], "robustness": 3}`
 	var keys map[string]json.RawMessage
 	if err := json.Unmarshal([]byte(configuration), &keys); err != nil {
 		fmt.Println(err)
@@ -19,13 +19,13 @@ func ExampleParseSettings() {
 		return
 	}
 	fmt.Println(settings.Groups)
-	fmt.Println(settings.Robustness, settings.UnsolicitedReportInterval, settings.Ready)
+	fmt.Println(settings.MLDVersion, settings.Robustness, settings.Ready)
 
 	keys["robustness"] = json.RawMessage("9")
 	_, err = api.ParseSettings(keys)
 	fmt.Println(err.Code, err)
 	// Output:
-	// [ff02::8 (deliver: false) ff05::4321]
-	// 3 10s {auto 1s}
+	// [ff02::8 (deliver false) ff05::4321 ff3e::8000:1 (include [fd00:1::10])]
+	// auto 3 {auto 1s}
 	// 7 robustness: 9: must be from 1 to 7
 }

@@ -2,33 +2,106 @@ package api
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/seed-aaab8e3a/cni-mld/mld"
 )
 
-// Group is one declared multicast address.
+// Mode is the mode of a source filter (RFC 9777 section 3). In JSON it is "exclude" or "include".
+type Mode uint8
+
+// The filter modes.
+const (
+	Exclude Mode = iota // from any source but those listed
+	Include             // from the listed sources only
+)
+
+func (m Mode) String() string {
+	switch m {
+	case Exclude:
+		return "exclude"
+	case Include:
+		return "include"
+	}
+	return fmt.Sprintf("Mode(%d)", uint8(m))
+}
+
+// MarshalText returns what String does.
+func (m Mode) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
+
+// UnmarshalText accepts "exclude" and "include".
+func (m *Mode) UnmarshalText(text []byte) error {
+	switch string(text) {
+	case "exclude":
+		*m = Exclude
+	case "include":
+		*m = Include
+	default:
+		return fmt.Errorf("%q is neither include nor exclude", Cut(string(text)))
+	}
+	return nil
+}
+
+// Group is one declared multicast address, and the sources from which it is wanted. Without Mode and Sources that is
+// any source, EXCLUDE({}).
 //
-// Its JSON is the configuration's: the address as a string, which means delivery, or an object with the keys
-// "group" and "deliver".
+// Its JSON is the configuration's. A string means delivery: "ff05::4321" from any source, "fd00:1::10@ff3e::8000:1"
+// from one. An object has the keys "group", "mode", "sources" and "deliver".
 type Group struct {
 	// Addr is an IPv6 multicast address of scope 2 or more, without a zone; see Validate.
 	Addr netip.Addr
+	// Mode says what Sources are.
+	Mode Mode
+	// Sources are IPv6 unicast addresses, sorted and each named once.
+	Sources []netip.Addr
 	// Deliver says that a socket in the container joins the group, so that an application receives it that only
 	// binds the port. Without it the group is reported and the kernel is left alone.
 	Deliver bool
 }
 
-// errSources is the answer to every way of naming a source.
-var errSources = errors.New("sources need MLDv2, which is not built yet: name the group alone")
+// Equal tells whether both ask for the same.
+func (g Group) Equal(o Group) bool {
+	return g.Addr == o.Addr && g.Mode == o.Mode && slices.Equal(g.Sources, o.Sources) && g.Deliver == o.Deliver
+}
 
-// Validate says why MLD can not report the group, with what is allowed instead. It returns nil if it can.
+// Validate says why MLD can not report the group as it is, with what is allowed instead. It returns nil if it can.
 func (g Group) Validate() error {
-	a := g.Addr
+	if err := validateAddr(g.Addr); err != nil {
+		return err
+	}
+	for i, s := range g.Sources {
+		if err := validateSource(s); err != nil {
+			return fmt.Errorf("source %v %w", s, err)
+		}
+		if i > 0 && !g.Sources[i-1].Less(s) {
+			return fmt.Errorf("source %v is named twice or not in order: sort the sources, and name each once", s)
+		}
+	}
+	specific := mld.SourceSpecific(g.Addr)
+	switch {
+	case g.Mode > Include:
+		return fmt.Errorf("has the unknown mode %d", g.Mode)
+	case g.Mode == Include && len(g.Sources) == 0:
+		return errors.New("has mode include and no sources, which would be to listen to nothing: name the sources," +
+			" or leave mode out for any source")
+	case specific && g.Mode == Exclude && len(g.Sources) == 0: // V2-75, RFC 4604 section 2.1
+		return errors.New("is source-specific (ff3x::/32) and needs its sources: write it like fd00:1::10@ff3e::8000:1," +
+			" or use an any-source group such as ff05::4321")
+	case specific && g.Mode == Exclude: // V2-58, RFC 4604 section 2.2.2
+		return errors.New("is source-specific (ff3x::/32), which excludes no sources: use mode include," +
+			" or an any-source group such as ff05::4321")
+	}
+	return nil
+}
+
+func validateAddr(a netip.Addr) error {
 	switch {
 	case !a.Is6() || a.Is4In6():
 		return errors.New("not an IPv6 address: MLD reports IPv6 multicast addresses such as ff05::4321")
@@ -44,71 +117,195 @@ func (g Group) Validate() error {
 			" such as ff02::4321 or ff05::4321", scope)
 	case a == mld.AllNodes: // RFC 2710 section 5, V1-22
 		return errors.New("is the all-nodes address, which every node listens to and none reports: leave it out")
-	case b[1]>>4 == 3 && b[2] == 0 && b[3] == 0: // ff3x::/32, RFC 4607 section 1
-		return errors.New("is source-specific (ff3x::/32) and needs a source, which needs MLDv2, not built yet:" +
-			" use an any-source group such as ff05::4321")
+	case mld.SourceSpecific(a) && [8]byte(b[4:]) == [8]byte{} && binary.BigEndian.Uint32(b[12:]) <= 0x4000_0000:
+		// RFC 4607 section 1, V2-74
+		return fmt.Errorf("is an invalid source-specific address: allowed are ff3%x::8000:0 and above, and from"+
+			" ff3%[1]x::4000:1 what IANA has assigned", scope)
 	}
 	return nil
 }
 
-// String returns the address, with a note if the group is not delivered.
+func validateSource(s netip.Addr) error {
+	const want = "a source is an IPv6 unicast address such as fd00:1::10"
+	switch {
+	case !s.Is6() || s.Is4In6():
+		return errors.New("is not an IPv6 address: " + want)
+	case s.Zone() != "":
+		return errors.New("has a zone: leave it out, the interface is the attachment's")
+	case s.IsMulticast():
+		return errors.New("is a multicast address: " + want + ", and stands before the @")
+	case s.IsUnspecified():
+		return errors.New("is the unspecified address: " + want)
+	case s.IsLoopback():
+		return errors.New("is the loopback address, which is never on a link: " + want)
+	}
+	return nil
+}
+
+// String is the address, with a note of what is out of the ordinary.
 func (g Group) String() string {
-	if g.Deliver {
+	var notes []string
+	if !g.anySource() {
+		notes = append(notes, fmt.Sprintf("%v %v", g.Mode, g.Sources))
+	}
+	if !g.Deliver {
+		notes = append(notes, "deliver false")
+	}
+	if len(notes) == 0 {
 		return g.Addr.String()
 	}
-	return g.Addr.String() + " (deliver: false)"
+	return fmt.Sprintf("%v (%s)", g.Addr, strings.Join(notes, ", "))
 }
+
+func (g Group) anySource() bool { return g.Mode == Exclude && len(g.Sources) == 0 }
 
 // groupObject is the long form of a Group in JSON.
 type groupObject struct {
-	Group   *string         `json:"group"`
-	Deliver *bool           `json:"deliver,omitempty"`
-	Mode    json.RawMessage `json:"mode,omitempty"`
-	Sources json.RawMessage `json:"sources,omitempty"`
+	Group   string       `json:"group"`
+	Mode    *Mode        `json:"mode,omitempty"`
+	Sources []netip.Addr `json:"sources,omitempty"`
+	Deliver *bool        `json:"deliver,omitempty"`
 }
 
 // MarshalJSON writes the short form where it says everything.
 func (g Group) MarshalJSON() ([]byte, error) {
-	addr := g.Addr.String()
-	if g.Deliver {
-		return json.Marshal(addr)
+	switch {
+	case g.Deliver && g.anySource():
+		return json.Marshal(g.Addr.String())
+	case g.Deliver && g.Mode == Include && len(g.Sources) == 1:
+		return json.Marshal(g.Sources[0].String() + "@" + g.Addr.String())
 	}
-	return json.Marshal(groupObject{Group: &addr, Deliver: new(bool)})
+	o := groupObject{Group: g.Addr.String(), Sources: g.Sources}
+	if !g.anySource() {
+		o.Mode = &g.Mode
+	}
+	if !g.Deliver {
+		o.Deliver = &g.Deliver
+	}
+	return json.Marshal(o)
 }
 
-// UnmarshalJSON reads both forms and refuses unknown keys. It checks the form of the address; Validate checks the
-// rest.
+const groupForms = `write "ff05::4321", "fd00:1::10@ff3e::8000:1" or ` +
+	`{"group": "ff05::8", "mode": "exclude", "sources": ["fd00:1::66"], "deliver": true}`
+
+// UnmarshalJSON reads all forms and refuses unknown keys. It sorts the sources and checks the form of the addresses;
+// Validate checks the rest.
 func (g *Group) UnmarshalJSON(data []byte) error {
-	var o groupObject
 	switch data = bytes.TrimSpace(data); {
 	case len(data) > 0 && data[0] == '"':
-		o.Group = new(string)
-		if err := json.Unmarshal(data, o.Group); err != nil {
+		var text string
+		if err := json.Unmarshal(data, &text); err != nil {
 			return err
 		}
+		return g.parse(text)
 	case len(data) > 0 && data[0] == '{':
-		d := json.NewDecoder(bytes.NewReader(data))
-		d.DisallowUnknownFields()
-		if err := d.Decode(&o); err != nil {
-			return fmt.Errorf("%w: a group object has the keys group and deliver", err)
-		}
-		if o.Mode != nil || o.Sources != nil {
-			return errSources
-		}
-		if o.Group == nil {
-			return errors.New("has no key group: write {\"group\": \"ff05::4321\", \"deliver\": true}")
-		}
-	default:
-		return errors.New("is neither a string nor an object: write \"ff05::4321\"" +
-			" or {\"group\": \"ff05::4321\", \"deliver\": true}")
+		return g.parseObject(data)
 	}
-	if strings.Contains(*o.Group, "@") {
-		return errSources
+	return errors.New("is neither a string nor an object: " + groupForms)
+}
+
+// parse reads "group" and "source@group".
+func (g *Group) parse(text string) error {
+	read := Group{Deliver: true}
+	group := text
+	if source, after, found := strings.Cut(text, "@"); found {
+		addr, err := parseSource(source)
+		if err != nil {
+			return err
+		}
+		group, read.Mode, read.Sources = after, Include, []netip.Addr{addr}
 	}
-	addr, err := netip.ParseAddr(*o.Group)
-	if err != nil {
+	var err error
+	if read.Addr, err = netip.ParseAddr(group); err != nil {
 		return errors.New("not an IPv6 address: write it like ff05::4321")
 	}
-	*g = Group{Addr: addr, Deliver: o.Deliver == nil || *o.Deliver}
+	*g = read
+	return nil
+}
+
+func parseSource(text string) (netip.Addr, error) {
+	addr, err := netip.ParseAddr(text)
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("source %q is not an IPv6 address: write it like fd00:1::10", Cut(text))
+	}
+	return addr, nil
+}
+
+// parseObject reads the long form.
+func (g *Group) parseObject(data []byte) error {
+	var keys map[string]json.RawMessage
+	if err := json.Unmarshal(data, &keys); err != nil {
+		return err
+	}
+	read := Group{Deliver: true}
+	var group string
+	var sources []string
+	for _, key := range slices.Sorted(maps.Keys(keys)) {
+		var err error
+		switch key {
+		case "group":
+			err = parseMember(key, keys[key], &group, "must be an address such as ff05::4321")
+		case "mode":
+			err = parseMember(key, keys[key], &read.Mode, "must be include (the sources alone) or exclude (all but these)")
+		case "sources":
+			err = parseMember(key, keys[key], &sources, `must be a list of addresses such as ["fd00:1::10"]`)
+		case "deliver":
+			err = parseMember(key, keys[key], &read.Deliver, "must be true or false")
+		default:
+			err = fmt.Errorf("has the unknown key %q: known are group, mode, sources and deliver", Cut(key))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	_, moded := keys["mode"]
+	_, sourced := keys["sources"]
+	switch {
+	case keys["group"] == nil:
+		return errors.New("has no key group: " + groupForms)
+	case sourced && !moded:
+		return errors.New("has sources and no mode: say what they are, with mode include (these alone) or exclude (all but these)")
+	}
+	var err error
+	if read.Addr, err = netip.ParseAddr(group); err != nil {
+		return errors.New("not an IPv6 address: write it like ff05::4321")
+	}
+	for _, text := range sources {
+		addr, err := parseSource(text)
+		if err != nil {
+			return err
+		}
+		read.Sources = append(read.Sources, addr)
+	}
+	read.Sources = sortedAddrs(read.Sources)
+	*g = read
+	return nil
+}
+
+// parseMember decodes a member of an object and refuses null.
+func parseMember(key string, raw json.RawMessage, v any, rule string) error {
+	if string(raw) == "null" || json.Unmarshal(raw, v) != nil {
+		return fmt.Errorf("%s %s", key, rule)
+	}
+	return nil
+}
+
+// sortedAddrs sorts in place and drops repetitions.
+func sortedAddrs(addrs []netip.Addr) []netip.Addr {
+	slices.SortFunc(addrs, netip.Addr.Compare)
+	return slices.Compact(addrs)
+}
+
+// contradicts says why two entries for one address can not be one. Sources to include add up.
+func (g Group) contradicts(o Group) error {
+	const once = "name the group once"
+	switch {
+	case g.Deliver != o.Deliver:
+		return fmt.Errorf("contradicts an entry before it: %v with deliver true and false: %s", g.Addr, once)
+	case g.Mode != o.Mode:
+		return fmt.Errorf("contradicts an entry before it: %v with mode include and exclude, which any source is: %s", g.Addr, once)
+	case g.Mode == Exclude && !slices.Equal(g.Sources, o.Sources):
+		return fmt.Errorf("contradicts an entry before it: %v with different sources to exclude: %s", g.Addr, once)
+	}
 	return nil
 }

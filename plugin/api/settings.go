@@ -3,8 +3,10 @@ package api
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -12,9 +14,16 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 )
 
+// Values of Settings.MLDVersion.
+const (
+	MLDVersionAuto = "auto" // MLDv2, and MLDv1 while a querier of that version is heard (RFC 9777 section 8.2.1)
+	MLDVersion2    = "2"    // never MLDv1
+	MLDVersion1    = "1"    // never MLDv2
+)
+
 // Values of Settings.Profile.
 const (
-	ProfileRFC  = "rfc"  // RFC 2710
+	ProfileRFC  = "rfc"  // RFC 9777 and RFC 2710
 	ProfileKAME = "kame" // the observable behaviour of KAME's listener; needs MLDv1
 )
 
@@ -35,12 +44,17 @@ const (
 
 // Bounds and defaults of Settings.
 const (
-	MaxRobustness                = 7                // QRV is a field of three bits (RFC 9777 section 5.1.8)
-	DefaultRobustness            = 2                // RFC 2710 section 7.1
-	DefaultUnsolicitedInterval   = 10 * time.Second // of MLDv1, RFC 2710 section 7.10
+	MaxRobustness                = 7 // QRV is a field of three bits (RFC 9777 section 5.1.8)
+	DefaultRobustness            = 2 // RFC 9777 section 9.1
 	MaxUnsolicitedReportInterval = time.Hour
 	DefaultReadyTimeout          = time.Second
 	MaxReadyTimeout              = time.Minute
+)
+
+// Defaults of the configuration's key limits.
+const (
+	DefaultMaxGroups  = 1000
+	DefaultMaxSources = 64 // of one group; the kernel's own default for a socket, net.ipv6.mld_max_msf
 )
 
 // Duration is a time.Duration that is a string such as "1s" or "250ms" in JSON.
@@ -67,20 +81,23 @@ func (d *Duration) UnmarshalJSON(data []byte) error {
 }
 
 // Settings are what the daemon does for one attachment, in normal form: every default is filled in, and the groups
-// are sorted by address without repetition.
+// are sorted by address, each named once.
 type Settings struct {
 	// Groups are the declared groups; none is allowed: the listener then reports what applications join.
 	Groups []Group `json:"groups"`
-	// MLDVersion is 1.
-	MLDVersion int `json:"mldVersion"`
+	// MLDVersion is one of the MLDVersion constants.
+	MLDVersion string `json:"mldVersion"`
 	// Profile is one of the Profile constants.
 	Profile string `json:"profile"`
 	// KernelReports is one of the KernelReports constants.
 	KernelReports string `json:"kernelReports"`
-	// Robustness is the Robustness Variable, 1 to MaxRobustness: how often an unsolicited Report is sent.
+	// Robustness is the Robustness Variable, 1 to MaxRobustness: how often a change is reported. In MLDv2 that of the
+	// querier takes its place.
 	Robustness int `json:"robustness"`
-	// UnsolicitedReportInterval is the time between these, more than 0 and up to MaxUnsolicitedReportInterval.
-	UnsolicitedReportInterval Duration `json:"unsolicitedReportInterval"`
+	// UnsolicitedReportInterval is the longest time between these reports, up to MaxUnsolicitedReportInterval. Zero is
+	// the default of the version that is spoken: 1 s in MLDv2 (RFC 9777 section 9.11), 10 s in MLDv1 (RFC 2710 section
+	// 7.10).
+	UnsolicitedReportInterval Duration `json:"unsolicitedReportInterval,omitempty"`
 	// AlwaysDone sends the Done even when another listener reported last (RFC 2710 section 4).
 	AlwaysDone bool `json:"alwaysDone"`
 	// Ready is what ADD waits for.
@@ -96,21 +113,20 @@ type Ready struct {
 // DefaultSettings returns the settings of a configuration that names no key.
 func DefaultSettings() *Settings {
 	return &Settings{
-		MLDVersion:                1,
-		Profile:                   ProfileRFC,
-		KernelReports:             KernelReportsAuto,
-		Robustness:                DefaultRobustness,
-		UnsolicitedReportInterval: Duration(DefaultUnsolicitedInterval),
-		Ready:                     Ready{Wait: WaitAuto, Timeout: Duration(DefaultReadyTimeout)},
+		MLDVersion:    MLDVersionAuto,
+		Profile:       ProfileRFC,
+		KernelReports: KernelReportsAuto,
+		Robustness:    DefaultRobustness,
+		Ready:         Ready{Wait: WaitAuto, Timeout: Duration(DefaultReadyTimeout)},
 	}
 }
 
 // ParseSettings makes settings of the keys of a network configuration that mldd acts on: groups, mldVersion,
-// profile, kernelReports, robustness, unsolicitedReportInterval, alwaysDone and ready. Any other key is refused;
-// the caller takes out those that belong to CNI or to itself. The result is in normal form and valid. An error has
-// CNI's code 7 (types.ErrInvalidNetworkConfig) and names key, value and remedy.
+// profile, kernelReports, robustness, unsolicitedReportInterval, alwaysDone, ready and limits. Any other key is refused;
+// the caller takes out those that belong to CNI or to itself. The result is in normal form, valid and within the limits.
+// An error has CNI's code 7 (types.ErrInvalidNetworkConfig) and names key, value and remedy.
 func ParseSettings(keys map[string]json.RawMessage) (*Settings, *types.Error) {
-	s := DefaultSettings()
+	s, most := DefaultSettings(), limits{DefaultMaxGroups, DefaultMaxSources}
 	for _, key := range slices.Sorted(maps.Keys(keys)) {
 		raw := keys[key]
 		var err *types.Error
@@ -118,7 +134,7 @@ func ParseSettings(keys map[string]json.RawMessage) (*Settings, *types.Error) {
 		case "groups":
 			s.Groups, err = parseGroups(raw)
 		case "mldVersion":
-			err = parseVersion(raw)
+			err = parseVersion(raw, &s.MLDVersion)
 		case "profile":
 			err = parseValue(key, raw, &s.Profile, `must be "rfc" or "kame"`)
 		case "kernelReports":
@@ -126,12 +142,14 @@ func ParseSettings(keys map[string]json.RawMessage) (*Settings, *types.Error) {
 		case "robustness":
 			err = parseValue(key, raw, &s.Robustness, "must be a number from 1 to 7")
 		case "unsolicitedReportInterval":
-			err = parseValue(key, raw, &s.UnsolicitedReportInterval, intervalRule)
+			err = parseInterval(raw, &s.UnsolicitedReportInterval)
 		case "alwaysDone":
 			err = parseValue(key, raw, &s.AlwaysDone, "must be true or false")
 		case "ready":
 			err = parseReady(raw, &s.Ready)
-		case "limits", "allowedGroups", "annotation":
+		case "limits":
+			err = most.parse(raw)
+		case "allowedGroups", "annotation":
 			err = InvalidConfig(key, raw, "not built yet: remove the key")
 		default:
 			err = InvalidConfig(key, raw, "unknown key: known are "+strings.Join(settingsKeys, ", "))
@@ -143,12 +161,15 @@ func ParseSettings(keys map[string]json.RawMessage) (*Settings, *types.Error) {
 	if err := s.Validate(); err != nil {
 		return nil, err
 	}
+	if err := most.check(s.Groups); err != nil {
+		return nil, err
+	}
 	return s, nil
 }
 
 var settingsKeys = []string{
 	"groups", "mldVersion", "profile", "kernelReports", "robustness", "unsolicitedReportInterval", "alwaysDone",
-	"ready",
+	"ready", "limits",
 }
 
 const (
@@ -156,37 +177,103 @@ const (
 	timeoutRule  = `must be a duration such as "1s", more than 0 and at most 1m`
 )
 
-// parseGroups returns the groups in normal form. Repetitions that agree are one group; those that do not stay, for
-// Validate to refuse them.
+// parseGroups returns the groups in normal form. Several entries for one address become one.
 func parseGroups(raw json.RawMessage) ([]Group, *types.Error) {
 	var elements []json.RawMessage
 	if err := parseValue("groups", raw, &elements, `must be a list such as ["ff05::4321"]`); err != nil {
 		return nil, err
 	}
-	groups := make([]Group, len(elements))
+	var groups []Group
+	places := make(map[netip.Addr]int, len(elements))
 	for i, e := range elements {
-		err := groups[i].UnmarshalJSON(e)
+		var g Group
+		err := g.UnmarshalJSON(e)
 		if err == nil {
-			err = groups[i].Validate()
+			err = g.Validate()
 		}
-		if err != nil {
+		place, known := places[g.Addr]
+		if err == nil && known {
+			err = groups[place].contradicts(g)
+		}
+		switch {
+		case err != nil:
 			return nil, InvalidConfig(fmt.Sprintf("groups[%d]", i), e, err.Error())
+		case !known:
+			places[g.Addr] = len(groups)
+			groups = append(groups, g)
+		case g.Mode == Include:
+			groups[place].Sources = append(groups[place].Sources, g.Sources...) // sorted below
 		}
 	}
-	slices.SortStableFunc(groups, func(a, b Group) int { return a.Addr.Compare(b.Addr) })
-	return slices.Compact(groups), nil
+	for i := range groups {
+		groups[i].Sources = sortedAddrs(groups[i].Sources)
+	}
+	slices.SortFunc(groups, func(a, b Group) int { return a.Addr.Compare(b.Addr) })
+	return groups, nil
 }
 
-// parseVersion accepts 1, the only version that is built, as a number or a string.
-func parseVersion(raw json.RawMessage) *types.Error {
-	switch v := string(bytes.Trim(raw, ` "`)); v {
-	case "1":
+const versionRule = `must be "auto", 2 or 1`
+
+// parseVersion accepts numbers and strings.
+func parseVersion(raw json.RawMessage, v *string) *types.Error {
+	if s := string(raw); s == MLDVersion1 || s == MLDVersion2 {
+		*v = s
 		return nil
-	case "2", "auto":
-		return InvalidConfig("mldVersion", raw, "MLDv2 is not built yet: use 1 or leave the key out")
-	default:
-		return InvalidConfig("mldVersion", raw, "must be 1")
 	}
+	return parseValue("mldVersion", raw, v, versionRule)
+}
+
+// parseInterval refuses 0, which in Settings is the default.
+func parseInterval(raw json.RawMessage, d *Duration) *types.Error {
+	err := parseValue("unsolicitedReportInterval", raw, d, intervalRule)
+	if err == nil && *d == 0 {
+		err = InvalidConfig("unsolicitedReportInterval", raw, intervalRule)
+	}
+	return err
+}
+
+// limits bound what a configuration declares. They are its author's own, and so no part of Settings; mldd has ceilings
+// besides.
+type limits struct{ groups, sources int }
+
+func (l *limits) parse(raw json.RawMessage) *types.Error {
+	var keys map[string]json.RawMessage
+	err := parseValue("limits", raw, &keys, `must be an object such as {"groups": 1000, "sources": 64}`)
+	if err != nil {
+		return err
+	}
+	for _, key := range slices.Sorted(maps.Keys(keys)) {
+		const rule = "must be a number, 0 or more"
+		to := &l.groups
+		switch key {
+		case "groups":
+		case "sources":
+			to = &l.sources
+		default:
+			return InvalidConfig("limits."+key, keys[key], "unknown key: known are groups and sources")
+		}
+		err := parseValue("limits."+key, keys[key], to, rule)
+		if err == nil && *to < 0 {
+			err = InvalidConfig("limits."+key, *to, rule)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *limits) check(groups []Group) *types.Error {
+	if n := len(groups); n > l.groups {
+		return InvalidConfig("limits.groups", l.groups, fmt.Sprintf("%d groups are declared: declare fewer, or raise the limit", n))
+	}
+	for _, g := range groups {
+		if n := len(g.Sources); n > l.sources { // V2-72
+			return InvalidConfig("limits.sources", l.sources,
+				fmt.Sprintf("group %v has %d sources: declare fewer, or raise the limit", g.Addr, n))
+		}
+	}
+	return nil
 }
 
 func parseReady(raw json.RawMessage, r *Ready) *types.Error {
@@ -219,26 +306,26 @@ func parseValue(key string, raw json.RawMessage, v any, rule string) *types.Erro
 	return nil
 }
 
-// Validate returns nil if every setting is allowed and none contradicts another. An error has CNI's code 7
-// (types.ErrInvalidNetworkConfig) and names key, value and remedy. It holds for settings from any source, not only
-// from ParseSettings; the order of the groups does not matter.
+// Validate returns nil if every setting is allowed and none contradicts another, and the groups are in normal form. An
+// error has CNI's code 7 (types.ErrInvalidNetworkConfig) and names key, value and remedy. It holds for settings from any
+// source, not only from ParseSettings.
 func (s *Settings) Validate() *types.Error {
-	deliver := make(map[Group]bool, len(s.Groups))
 	for i, g := range s.Groups {
-		key := fmt.Sprintf("groups[%d]", i)
-		if err := g.Validate(); err != nil {
-			return InvalidConfig(key, g, err.Error())
+		err := g.Validate()
+		if err == nil && i > 0 && !s.Groups[i-1].Addr.Less(g.Addr) {
+			err = errors.New("is named twice or not in order: sort the groups by address, and name each once")
 		}
-		if deliver[Group{g.Addr, !g.Deliver}] {
-			return InvalidConfig("groups", g.Addr, "is named with deliver true and false: name it once")
+		if err != nil {
+			return InvalidConfig(fmt.Sprintf("groups[%d]", i), g, err.Error())
 		}
-		deliver[g] = true
 	}
 	switch {
-	case s.MLDVersion != 1:
-		return InvalidConfig("mldVersion", s.MLDVersion, "must be 1: MLDv2 is not built yet")
+	case !slices.Contains([]string{MLDVersionAuto, MLDVersion2, MLDVersion1}, s.MLDVersion):
+		return InvalidConfig("mldVersion", s.MLDVersion, versionRule)
 	case s.Profile != ProfileRFC && s.Profile != ProfileKAME:
 		return InvalidConfig("profile", s.Profile, `must be "rfc" or "kame"`)
+	case s.Profile == ProfileKAME && s.MLDVersion != MLDVersion1:
+		return InvalidConfig("mldVersion", s.MLDVersion, `contradicts profile "kame", which speaks MLDv1 alone: set mldVersion to 1`)
 	case s.Profile == ProfileKAME && s.AlwaysDone:
 		return InvalidConfig("alwaysDone", true, `contradicts profile "kame", which sends a Done only as the last reporter:`+
 			` use profile "rfc" or leave alwaysDone out`)
@@ -249,7 +336,7 @@ func (s *Settings) Validate() *types.Error {
 		return InvalidConfig("kernelReports", s.KernelReports, `must be "auto", "mute" or "keep"`)
 	case s.Robustness < 1 || s.Robustness > MaxRobustness:
 		return InvalidConfig("robustness", s.Robustness, "must be from 1 to 7")
-	case s.UnsolicitedReportInterval <= 0 || time.Duration(s.UnsolicitedReportInterval) > MaxUnsolicitedReportInterval:
+	case s.UnsolicitedReportInterval < 0 || time.Duration(s.UnsolicitedReportInterval) > MaxUnsolicitedReportInterval:
 		return InvalidConfig("unsolicitedReportInterval", s.UnsolicitedReportInterval, intervalRule)
 	case !slices.Contains([]string{WaitAuto, WaitMDB, WaitReport, WaitNone}, s.Ready.Wait):
 		return InvalidConfig("ready.wait", s.Ready.Wait, `must be "auto", "mdb", "report" or "none"`)
@@ -259,18 +346,9 @@ func (s *Settings) Validate() *types.Error {
 	return nil
 }
 
-// Equal reports whether both ask for the same; the groups are compared as sets.
+// Equal reports whether both ask for the same.
 func (s Settings) Equal(o Settings) bool {
 	return s.MLDVersion == o.MLDVersion && s.Profile == o.Profile && s.KernelReports == o.KernelReports &&
 		s.Robustness == o.Robustness && s.UnsolicitedReportInterval == o.UnsolicitedReportInterval &&
-		s.AlwaysDone == o.AlwaysDone && s.Ready == o.Ready &&
-		maps.Equal(groupSet(s.Groups), groupSet(o.Groups))
-}
-
-func groupSet(groups []Group) map[Group]bool {
-	set := make(map[Group]bool, len(groups))
-	for _, g := range groups {
-		set[g] = true
-	}
-	return set
+		s.AlwaysDone == o.AlwaysDone && s.Ready == o.Ready && slices.EqualFunc(s.Groups, o.Groups, Group.Equal)
 }

@@ -31,26 +31,60 @@ func TestParseSettings(t *testing.T) {
 		change(s)
 		return s
 	}
-	group := func(a string, deliver bool) Group { return Group{netip.MustParseAddr(a), deliver} }
+	group := func(a string, deliver bool) Group { return Group{Addr: netip.MustParseAddr(a), Deliver: deliver} }
+	from := func(a string, mode Mode, sources ...string) Group {
+		g := group(a, true)
+		g.Mode = mode
+		for _, s := range sources {
+			g.Sources = append(g.Sources, netip.MustParseAddr(s))
+		}
+		return g
+	}
+	groups := func(list ...Group) *Settings { return with(func(s *Settings) { s.Groups = list }) }
+	silent := from("ff05::8", Include, "fd00::1", "fd00::2")
+	silent.Deliver = false
 	for _, tc := range []struct {
 		name, text string
 		want       *Settings
 	}{
-		{"defaults", `{}`, &Settings{MLDVersion: 1, Profile: "rfc", KernelReports: "auto", Robustness: 2,
-			UnsolicitedReportInterval: Duration(10 * time.Second), Ready: Ready{"auto", Duration(time.Second)}}},
+		{"defaults", `{}`, &Settings{MLDVersion: "auto", Profile: "rfc", KernelReports: "auto", Robustness: 2,
+			Ready: Ready{"auto", Duration(time.Second)}}},
 		{"every key", `{"groups": ["ff05::4321"], "mldVersion": 1, "profile": "rfc", "kernelReports": "mute",
 			"robustness": 7, "unsolicitedReportInterval": "1s", "alwaysDone": true,
-			"ready": {"wait": "mdb", "timeout": "60s"}}`,
-			&Settings{[]Group{group("ff05::4321", true)}, 1, "rfc", "mute", 7, Duration(time.Second), true,
+			"ready": {"wait": "mdb", "timeout": "60s"}, "limits": {"groups": 1, "sources": 0}}`,
+			&Settings{[]Group{group("ff05::4321", true)}, "1", "rfc", "mute", 7, Duration(time.Second), true,
 				Ready{"mdb", Duration(time.Minute)}}},
-		{"version as a string", `{"mldVersion": "1"}`, DefaultSettings()},
-		{"kame", `{"profile": "kame"}`, with(func(s *Settings) { s.Profile = "kame" })},
+		{"version 1 as a string", `{"mldVersion": "1"}`, with(func(s *Settings) { s.MLDVersion = "1" })},
+		{"version 2", `{"mldVersion": 2}`, with(func(s *Settings) { s.MLDVersion = "2" })},
+		{"version 2 as a string", `{"mldVersion": "2"}`, with(func(s *Settings) { s.MLDVersion = "2" })},
+		{"version auto", `{"mldVersion": "auto"}`, DefaultSettings()},
+		{"kame", `{"profile": "kame", "mldVersion": 1}`, with(func(s *Settings) { s.Profile, s.MLDVersion = "kame", "1" })},
 		{"half of ready", `{"ready": {"wait": "none"}}`, with(func(s *Settings) { s.Ready.Wait = "none" })},
 		{"groups are sorted and named once",
 			`{"groups": ["ff05::8", {"group": "ff02:0:0::1:5", "deliver": false}, "FF05::8", {"group": "ff05::8"}]}`,
-			with(func(s *Settings) { s.Groups = []Group{group("ff02::1:5", false), group("ff05::8", true)} })},
-		{"ff3x that is not source-specific", `{"groups": ["ff35:40:fd00:1::1"]}`,
-			with(func(s *Settings) { s.Groups = []Group{group("ff35:40:fd00:1::1", true)} })},
+			groups(group("ff02::1:5", false), group("ff05::8", true))},
+		{"ff3x that is not source-specific", `{"groups": ["ff35:40:fd00:1::1"]}`, groups(group("ff35:40:fd00:1::1", true))},
+		{"any source in words", `{"groups": [{"group": "ff05::8", "mode": "exclude"}, {"group": "ff05::8", "mode": "exclude", "sources": []}]}`,
+			groups(group("ff05::8", true))},
+		{"one source", `{"groups": ["fd00:1::10@ff3e::8000:1"]}`, groups(from("ff3e::8000:1", Include, "fd00:1::10"))},
+		{"one source in words", `{"groups": [{"group": "ff3e::8000:1", "mode": "include", "sources": ["fd00:1::10"]}]}`,
+			groups(from("ff3e::8000:1", Include, "fd00:1::10"))},
+		{"one source of a group that is not source-specific", `{"groups": ["fe80::1@ff05::8"]}`, groups(from("ff05::8", Include, "fe80::1"))},
+		{"sources of one group unite",
+			`{"groups": ["fd00::2@ff05::8", "ff05::7", "fd00:0::1@ff05::8", {"group": "ff05::8", "mode": "include", "sources": ["fd00::3", "fd00::2"]}]}`,
+			groups(group("ff05::7", true), from("ff05::8", Include, "fd00::1", "fd00::2", "fd00::3"))},
+		{"excluded sources are sorted and named once",
+			`{"groups": [{"group": "ff05::8", "mode": "exclude", "sources": ["fd00::2", "fd00::1", "fd00:0::2"], "deliver": true},
+				{"group": "ff05::8", "mode": "exclude", "sources": ["fd00::1", "fd00::2"]}]}`,
+			groups(from("ff05::8", Exclude, "fd00::1", "fd00::2"))},
+		{"sources without delivery", `{"groups": [{"group": "ff05::8", "mode": "include", "sources": ["fd00::2", "fd00::1"], "deliver": false}]}`,
+			groups(silent)},
+		{"the first address that IANA may assign", `{"groups": ["fd00::1@ff32::4000:1"]}`, groups(from("ff32::4000:1", Include, "fd00::1"))},
+		{"version 1 with sources", `{"groups": ["fd00::1@ff3e::8000:1"], "mldVersion": 1}`, with(func(s *Settings) { // V2-77
+			s.MLDVersion, s.Groups = "1", []Group{from("ff3e::8000:1", Include, "fd00::1")}
+		})},
+		{"limits that are reached", `{"groups": ["ff05::7", "fd00::1@ff05::8", "fd00::2@ff05::8", "fd00::2@ff05::8"], "limits": {"groups": 2, "sources": 2}}`,
+			groups(group("ff05::7", true), from("ff05::8", Include, "fd00::1", "fd00::2"))},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			got, err := parse(t, tc.text)
@@ -72,17 +106,27 @@ func TestParseSettingsRefuses(t *testing.T) {
 	}{
 		{"", `{"group": ["ff05::1"]}`, []string{"group:", "unknown key", "groups, mldVersion"}},
 		{"", `{"mldversion": 1}`, []string{"mldversion", "unknown key", "mldVersion"}},
-		{"", `{"limits": {"groups": 1}}`, []string{"limits", `{"groups":1}`, "not built yet"}},
+		{"V2-72", `{"groups": ["ff05::1", "ff05::2"], "limits": {"groups": 1}}`, []string{"limits.groups: 1", "2 groups", "raise the limit"}},
+		{"V2-72", `{"groups": ["fd00::1@ff05::1", "fd00::2@ff05::1"], "limits": {"sources": 1}}`,
+			[]string{"limits.sources: 1", "ff05::1", "2 sources", "raise the limit"}},
+		{"", `{"groups": ["ff05::1"], "limits": {"groups": 0}}`, []string{"limits.groups: 0", "1 groups"}},
+		{"", `{"limits": {"groups": -1}}`, []string{"limits.groups: -1", "0 or more"}},
+		{"", `{"limits": {"sources": "64"}}`, []string{"limits.sources", `"64"`, "number"}},
+		{"", `{"limits": {"sources": null}}`, []string{"limits.sources: null", "number"}},
+		{"", `{"limits": {"sessions": 1}}`, []string{"limits.sessions: 1", "unknown key", "groups and sources"}},
+		{"", `{"limits": 5}`, []string{"limits: 5", "object"}},
 		{"", `{"allowedGroups": []}`, []string{"allowedGroups", "not built yet"}},
 		{"", `{"annotation": "mld/groups"}`, []string{"annotation", "not built yet"}},
-		{"", `{"mldVersion": 2}`, []string{"mldVersion: 2", "MLDv2 is not built yet", "use 1"}},
-		{"", `{"mldVersion": "2"}`, []string{"mldVersion", `"2"`, "MLDv2 is not built yet"}},
-		{"", `{"mldVersion": "auto"}`, []string{"mldVersion", `"auto"`, "MLDv2 is not built yet"}},
-		{"", `{"mldVersion": 3}`, []string{"mldVersion: 3", "must be 1"}},
+		{"", `{"mldVersion": 3}`, []string{"mldVersion: 3", `"auto", 2 or 1`}},
+		{"", `{"mldVersion": "v2"}`, []string{"mldVersion", `"v2"`, `"auto", 2 or 1`}},
+		{"", `{"mldVersion": 1.0}`, []string{"mldVersion: 1.0", `"auto", 2 or 1`}},
 		{"", `{"mldVersion": null}`, []string{"mldVersion: null"}},
 		{"", `{"profile": "bsd"}`, []string{"profile", `"bsd"`, `"kame"`}},
 		{"", `{"profile": null}`, []string{"profile: null"}},
-		{"", `{"profile": "kame", "alwaysDone": true}`, []string{"alwaysDone: true", `"kame"`, "leave alwaysDone out"}},
+		{"", `{"profile": "kame"}`, []string{"mldVersion", `"auto"`, `"kame"`, "set mldVersion to 1"}},
+		{"", `{"profile": "kame", "mldVersion": 2}`, []string{"mldVersion", `"2"`, `"kame"`, "set mldVersion to 1"}},
+		{"", `{"profile": "kame", "mldVersion": 1, "robustness": 3}`, []string{"robustness: 3", `"kame"`, "leave robustness out"}},
+		{"", `{"profile": "kame", "mldVersion": 1, "alwaysDone": true}`, []string{"alwaysDone: true", `"kame"`, "leave alwaysDone out"}},
 		{"", `{"kernelReports": true}`, []string{"kernelReports: true", `"mute"`}},
 		{"", `{"kernelReports": "off"}`, []string{"kernelReports", `"off"`, `"keep"`}},
 		{"", `{"robustness": 0}`, []string{"robustness: 0", "1 to 7"}},
@@ -111,13 +155,47 @@ func TestParseSettingsRefuses(t *testing.T) {
 		{"V1-22", `{"groups": ["ff02::1"]}`, []string{"groups[0]", `"ff02::1"`, "all-nodes"}},
 		{"V1-23", `{"groups": ["ff00::5"]}`, []string{"groups[0]", `"ff00::5"`, "scope 0", "2 to 15"}},
 		{"V1-23", `{"groups": ["ff11::5"]}`, []string{"groups[0]", `"ff11::5"`, "scope 1", "2 to 15"}},
-		{"", `{"groups": ["ff3e::8000:1"]}`, []string{"groups[0]", `"ff3e::8000:1"`, "source-specific", "MLDv2"}},
-		{"", `{"groups": ["fd00:1::10@ff3e::8000:1"]}`, []string{"groups[0]", "fd00:1::10@", "sources need MLDv2"}},
-		{"", `{"groups": [{"group": "ff05::8", "sources": ["fd00::1"]}]}`, []string{"groups[0]", "sources need MLDv2"}},
-		{"", `{"groups": [{"group": "ff05::8", "mode": "exclude"}]}`, []string{"groups[0]", "exclude", "MLDv2"}},
-		{"", `{"groups": [{"group": "ff05::8", "delivery": true}]}`, []string{"groups[0]", "delivery", "group and deliver"}},
+		{"V2-75", `{"groups": ["ff3e::8000:1"]}`, []string{"groups[0]", `"ff3e::8000:1"`, "source-specific", "needs its sources", "@"}},
+		{"V2-75", `{"groups": [{"group": "ff3e::8000:1", "mode": "exclude", "sources": []}]}`, []string{"groups[0]", "needs its sources"}},
+		{"V2-58", `{"groups": [{"group": "ff3e::8000:1", "mode": "exclude", "sources": ["fd00::1"]}]}`,
+			[]string{"groups[0]", "source-specific", "mode include"}},
+		{"V2-74", `{"groups": ["fd00::1@ff3e::1"]}`, []string{"groups[0]", `"fd00::1@ff3e::1"`, "invalid source-specific", "ff3e::8000:0"}},
+		{"V2-74", `{"groups": ["fd00::1@ff32::4000:0"]}`, []string{"groups[0]", "invalid source-specific", "ff32::4000:1"}},
+		{"V2-74", `{"groups": ["ff35::"]}`, []string{"groups[0]", `"ff35::"`, "invalid source-specific"}},
+		{"", `{"groups": ["ff05::8@fd00::1"]}`, []string{"groups[0]", "ff05::8@fd00::1", "not a multicast"}},
+		{"", `{"groups": ["ff02::9@ff05::8"]}`, []string{"groups[0]", "source ff02::9", "multicast address", "unicast"}},
+		{"", `{"groups": ["::@ff05::8"]}`, []string{"groups[0]", "source ::", "unspecified"}},
+		{"", `{"groups": ["::1@ff05::8"]}`, []string{"groups[0]", "source ::1", "loopback"}},
+		{"", `{"groups": ["10.0.0.1@ff05::8"]}`, []string{"groups[0]", "source 10.0.0.1", "not an IPv6 address"}},
+		{"", `{"groups": ["::ffff:10.0.0.1@ff05::8"]}`, []string{"groups[0]", "not an IPv6 address"}},
+		{"", `{"groups": ["fe80::1%eth0@ff05::8"]}`, []string{"groups[0]", "fe80::1%eth0", "zone"}},
+		{"", `{"groups": ["@ff05::8"]}`, []string{"groups[0]", `"@ff05::8"`, `source "" is not an IPv6 address`}},
+		{"", `{"groups": ["fd00::1@"]}`, []string{"groups[0]", `"fd00::1@"`, "not an IPv6 address"}},
+		{"", `{"groups": ["fd00::1@fd00::2@ff05::8"]}`, []string{"groups[0]", "not an IPv6 address"}},
+		{"", `{"groups": ["fd00::1@ff05::8%eth0"]}`, []string{"groups[0]", "zone"}},
+		{"", `{"groups": ["ff05::7", {"group": "ff05::8", "mode": "include", "sources": ["fd00::1", "x"]}]}`,
+			[]string{"groups[1]", `source "x" is not an IPv6 address`}},
+		{"", `{"groups": [{"group": "ff05::8", "mode": "include", "sources": ["fd00::1", "ff02::1"]}]}`, []string{"groups[0]", "source ff02::1 is a multicast"}},
+		{"", `{"groups": [{"group": "fd00::1@ff05::8"}]}`, []string{"groups[0]", "fd00::1@ff05::8", "not an IPv6 address"}},
+		{"", `{"groups": [{"group": "ff05::8", "sources": ["fd00::1"]}]}`, []string{"groups[0]", "sources and no mode", "include"}},
+		{"", `{"groups": [{"group": "ff05::8", "sources": []}]}`, []string{"groups[0]", "sources and no mode"}},
+		{"", `{"groups": [{"group": "ff05::8", "mode": "include"}]}`, []string{"groups[0]", "include", "no sources", "any source"}},
+		{"", `{"groups": [{"group": "ff05::8", "mode": "include", "sources": []}]}`, []string{"groups[0]", "no sources"}},
+		{"", `{"groups": [{"group": "ff05::8", "mode": "only", "sources": ["fd00::1"]}]}`, []string{"groups[0]", `"only"`, "include", "exclude"}},
+		{"", `{"groups": [{"group": "ff05::8", "mode": null}]}`, []string{"groups[0]", "mode must be"}},
+		{"", `{"groups": [{"group": "ff05::8", "mode": 1}]}`, []string{"groups[0]", "mode must be"}},
+		{"", `{"groups": [{"group": "ff05::8", "mode": "include", "sources": "fd00::1"}]}`, []string{"groups[0]", "sources must be a list"}},
+		{"", `{"groups": [{"group": "ff05::8", "deliver": null}]}`, []string{"groups[0]", "deliver must be"}},
+		{"", `{"groups": [{"group": null}]}`, []string{"groups[0]", "group must be"}},
+		{"", `{"groups": [{"group": "ff05::8", "delivery": true}]}`, []string{"groups[0]", `"delivery"`, "group, mode, sources and deliver"}},
 		{"", `{"groups": [{"deliver": true}]}`, []string{"groups[0]", "no key group"}},
-		{"", `{"groups": ["ff05::8", {"group": "ff05::8", "deliver": false}]}`, []string{"groups", "ff05::8", "true and false"}},
+		{"", `{"groups": ["ff05::8", "ff05::7", {"group": "ff05::8", "deliver": false}]}`,
+			[]string{"groups[2]", `"deliver":false`, "ff05::8 with deliver true and false"}},
+		{"", `{"groups": ["ff05::8", "fd00::1@ff05::8"]}`, []string{"groups[1]", `"fd00::1@ff05::8"`, "include and exclude"}},
+		{"", `{"groups": ["fd00::1@ff05::8", {"group": "ff05::8", "mode": "exclude", "sources": ["fd00::2"]}]}`,
+			[]string{"groups[1]", "fd00::2", "include and exclude"}},
+		{"", `{"groups": ["ff05::8", {"group": "ff05::8", "mode": "exclude", "sources": ["fd00::2"]}]}`,
+			[]string{"groups[1]", "fd00::2", "different sources to exclude"}},
 	} {
 		t.Run(tc.text, func(t *testing.T) {
 			s, err := parse(t, tc.text)
@@ -136,20 +214,30 @@ func TestParseSettingsRefuses(t *testing.T) {
 	}
 }
 
-// TestV1_22_V1_23_GroupsAgreeWithTheCodec: what may be declared is what the protocol may report, less the
-// source-specific range.
-func TestV1_22_V1_23_GroupsAgreeWithTheCodec(t *testing.T) {
+// TestV1_22_V1_23_V2_58_V2_75_GroupsAgreeWithTheCodec: what may be declared is what the protocol may report, and
+// source-specific addresses only with the sources to include.
+func TestV1_22_V1_23_V2_58_V2_75_GroupsAgreeWithTheCodec(t *testing.T) {
 	for flags := range 16 {
 		for scope := range 16 {
 			for _, tail := range []byte{1, 2} {
 				for _, prefix := range []byte{0, 0x40} {
-					addr := netip.AddrFrom16([16]byte{0: 0xff, 1: byte(flags<<4 | scope), 3: prefix, 15: tail})
-					want := mld.Reportable(addr) && !netip.MustParsePrefix("ff30::/12").Contains(addr)
-					if flags == 3 && prefix != 0 {
-						want = mld.Reportable(addr)
+					addr := netip.AddrFrom16([16]byte{0: 0xff, 1: byte(flags<<4 | scope), 3: prefix, 12: 0x80, 15: tail})
+					if flags == 0 {
+						addr = netip.AddrFrom16([16]byte{0: 0xff, 1: byte(scope), 3: prefix, 15: tail}) // ff02::1 is among them
 					}
-					if err := (Group{Addr: addr}).Validate(); (err == nil) != want {
-						t.Errorf("%v: %v, want allowed %v", addr, err, want)
+					specific := flags == 3 && prefix == 0
+					source := []netip.Addr{netip.MustParseAddr("fd00::1")}
+					for _, tc := range []struct {
+						g    Group
+						want bool
+					}{
+						{Group{Addr: addr}, mld.Reportable(addr) && !specific},
+						{Group{Addr: addr, Sources: source}, mld.Reportable(addr) && !specific},
+						{Group{Addr: addr, Mode: Include, Sources: source}, mld.Reportable(addr)},
+					} {
+						if err := tc.g.Validate(); (err == nil) != tc.want {
+							t.Errorf("%v: %v, want allowed %v", tc.g, err, tc.want)
+						}
 					}
 				}
 			}
@@ -158,25 +246,74 @@ func TestV1_22_V1_23_GroupsAgreeWithTheCodec(t *testing.T) {
 }
 
 func TestSettingsEqual(t *testing.T) {
-	a, err := parse(t, `{"groups": ["ff05::1", "ff05::2"]}`)
+	a, err := parse(t, `{"groups": ["ff05::1", "fd00::1@ff05::2", "fd00::2@ff05::2"]}`)
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := *a
-	b.Groups = []Group{a.Groups[1], a.Groups[0], a.Groups[1]}
-	if !a.Equal(b) {
-		t.Error("the order and repetition of groups makes settings differ")
-	}
-	for _, text := range []string{`{}`, `{"groups": ["ff05::1"]}`,
-		`{"groups": ["ff05::1", {"group": "ff05::2", "deliver": false}]}`,
-		`{"groups": ["ff05::1", "ff05::2"], "robustness": 3}`, `{"groups": ["ff05::1", "ff05::2"], "alwaysDone": true}`,
-		`{"groups": ["ff05::1", "ff05::2"], "ready": {"timeout": "2s"}}`,
-		`{"groups": ["ff05::1", "ff05::2"], "profile": "kame"}`,
-		`{"groups": ["ff05::1", "ff05::2"], "kernelReports": "keep"}`,
-		`{"groups": ["ff05::1", "ff05::2"], "unsolicitedReportInterval": "1s"}`,
+	for _, tc := range []struct {
+		want bool
+		text string
+	}{
+		{true, `{"groups": ["fd00::2@ff05::2", "ff05::1", "fd00::1@ff05::2", "fd00::2@ff05::2", "ff05::1"], "limits": {"groups": 5}}`},
+		{false, `{}`},
+		{false, `{"groups": ["ff05::1"]}`},
+		{false, `{"groups": ["ff05::1", "ff05::2"]}`},
+		{false, `{"groups": ["ff05::1", "fd00::1@ff05::2"]}`},
+		{false, `{"groups": ["ff05::1", {"group": "ff05::2", "mode": "exclude", "sources": ["fd00::1", "fd00::2"]}]}`},
+		{false, `{"groups": ["ff05::1", {"group": "ff05::2", "mode": "include", "sources": ["fd00::1", "fd00::2"], "deliver": false}]}`},
+		{false, `{"groups": ["ff05::1", "fd00::1@ff05::2", "fd00::2@ff05::2"], "robustness": 3}`},
+		{false, `{"groups": ["ff05::1", "fd00::1@ff05::2", "fd00::2@ff05::2"], "alwaysDone": true}`},
+		{false, `{"groups": ["ff05::1", "fd00::1@ff05::2", "fd00::2@ff05::2"], "ready": {"timeout": "2s"}}`},
+		{false, `{"groups": ["ff05::1", "fd00::1@ff05::2", "fd00::2@ff05::2"], "mldVersion": 2}`},
+		{false, `{"groups": ["ff05::1", "fd00::1@ff05::2", "fd00::2@ff05::2"], "mldVersion": 1}`},
+		{false, `{"groups": ["ff05::1", "fd00::1@ff05::2", "fd00::2@ff05::2"], "mldVersion": 1, "profile": "kame"}`},
+		{false, `{"groups": ["ff05::1", "fd00::1@ff05::2", "fd00::2@ff05::2"], "kernelReports": "keep"}`},
+		{false, `{"groups": ["ff05::1", "fd00::1@ff05::2", "fd00::2@ff05::2"], "unsolicitedReportInterval": "1s"}`},
 	} {
-		if o, err := parse(t, text); err != nil || a.Equal(*o) {
-			t.Errorf("%s: equal to the first, or %v", text, err)
+		if o, err := parse(t, tc.text); err != nil || a.Equal(*o) != tc.want {
+			t.Errorf("%s: equal to the first, want %v, or %v", tc.text, tc.want, err)
+		}
+	}
+}
+
+// TestValidateWantsNormalForm: nobody but ParseSettings has to deal with what is named twice.
+func TestValidateWantsNormalForm(t *testing.T) {
+	one, two := netip.MustParseAddr("ff05::1"), netip.MustParseAddr("ff05::2")
+	x, y := netip.MustParseAddr("fd00::1"), netip.MustParseAddr("fd00::2")
+	for _, tc := range []struct {
+		groups []Group
+		want   string // of the error
+	}{
+		{[]Group{{Addr: one}, {Addr: two, Mode: Include, Sources: []netip.Addr{x, y}}}, ""},
+		{[]Group{{Addr: one}, {Addr: one}}, "groups[1]"},
+		{[]Group{{Addr: one}, {Addr: one, Deliver: true}}, "groups[1]"},
+		{[]Group{{Addr: two}, {Addr: one}}, "groups[1]"},
+		{[]Group{{Addr: one, Mode: Include, Sources: []netip.Addr{y, x}}}, "source fd00::1 is named twice or not in order"},
+		{[]Group{{Addr: one, Sources: []netip.Addr{x, x}}}, "source fd00::1 is named twice"},
+		{[]Group{{Addr: one, Mode: 2, Sources: []netip.Addr{x}}}, "unknown mode 2"},
+		{[]Group{{Addr: one, Mode: Include, Sources: []netip.Addr{{}}}}, "not an IPv6 address"},
+	} {
+		s := DefaultSettings()
+		s.Groups = tc.groups
+		switch err := s.Validate(); {
+		case tc.want == "" && err != nil:
+			t.Errorf("%v: %v", tc.groups, err)
+		case tc.want != "" && (err == nil || err.Code != types.ErrInvalidNetworkConfig || !strings.Contains(err.Msg, tc.want)):
+			t.Errorf("%v: error %v, want %q", tc.groups, err, tc.want)
+		}
+	}
+}
+
+func TestGroupString(t *testing.T) {
+	for form, want := range map[string]string{
+		`"ff05::8"`:                              "ff05::8",
+		`{"group": "ff05::8", "deliver": false}`: "ff05::8 (deliver false)",
+		`"fd00::1@ff3e::8000:1"`:                 "ff3e::8000:1 (include [fd00::1])",
+		`{"group": "ff05::8", "mode": "exclude", "sources": ["fd00::2", "fd00::1"], "deliver": false}`: "ff05::8 (exclude [fd00::1 fd00::2], deliver false)",
+	} {
+		var g Group
+		if err := json.Unmarshal([]byte(form), &g); err != nil || g.String() != want {
+			t.Errorf("%s: %q, %v, want %q", form, g, err, want)
 		}
 	}
 }
@@ -187,6 +324,10 @@ func FuzzParseSettings(f *testing.F) {
 	f.Add([]byte(`{"groups": ["ff05::8", {"group": "ff02::1:5", "deliver": false}], "mldVersion": "1", "profile": "kame",
 		"robustness": 3, "unsolicitedReportInterval": "1.5s", "ready": {"wait": "none", "timeout": "1ns"}}`))
 	f.Add([]byte(`{"groups": ["fd00::1@ff3e::8000:1", null, 1, {"group": "x"}], "limits": null}`))
+	f.Add([]byte(`{"groups": ["fd00::2@ff3e::8000:1", "fd00::1@ff3e::8000:1", "fe80::1@ff02::1:3"], "mldVersion": 2,
+		"limits": {"groups": 2, "sources": 2}}`))
+	f.Add([]byte(`{"groups": [{"group": "ff05::8", "mode": "exclude", "sources": ["fd00::2", "fd00::1", "fd00::1"], "deliver": false},
+		{"group": "ff05::9", "mode": "include", "sources": ["fd00::2"], "deliver": false}, {"group": "ff05::7", "mode": "exclude"}]}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var keys map[string]json.RawMessage
 		if json.Unmarshal(data, &keys) != nil {
@@ -212,6 +353,18 @@ func FuzzParseSettings(f *testing.F) {
 		}
 		if diff := cmp.Diff(s, &back, byAddr, cmpopts.EquateEmpty()); diff != "" || !s.Equal(back) {
 			t.Fatalf("%s: %s", text, diff)
+		}
+		// What it was made to is a configuration that means the same.
+		var again map[string]json.RawMessage
+		if err := json.Unmarshal(text, &again); err != nil {
+			t.Fatalf("%s: %v", text, err)
+		}
+		again["limits"] = json.RawMessage(`{"groups": 1000000, "sources": 1000000}`)
+		if again["groups"] == nil || string(again["groups"]) == "null" {
+			delete(again, "groups")
+		}
+		if o, e := ParseSettings(again); e != nil || !s.Equal(*o) {
+			t.Fatalf("%s: %v, %v", text, o, e)
 		}
 	})
 }

@@ -219,7 +219,7 @@ func TestLargeRequest(t *testing.T) {
 	r.Settings.Groups = nil
 	for i := range 20000 {
 		addr := netip.AddrFrom16([16]byte{0: 0xff, 1: 5, 2: 0xff, 5: 0xff, 13: byte(i >> 16), 14: byte(i >> 8), 15: byte(i)})
-		r.Settings.Groups = append(r.Settings.Groups, Group{addr, true})
+		r.Settings.Groups = append(r.Settings.Groups, Group{Addr: addr, Deliver: true})
 	}
 	got := make(chan *Request, 1)
 	go func() {
@@ -368,7 +368,7 @@ func TestSilence(t *testing.T) {
 		r := addRequest(t)
 		r.Settings.Groups = make([]Group, 40000)
 		for i := range r.Settings.Groups {
-			r.Settings.Groups[i] = Group{netip.MustParseAddr("ff05::4321"), true}
+			r.Settings.Groups[i] = Group{Addr: netip.MustParseAddr("ff05::4321"), Deliver: true}
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Millisecond)
 		defer cancel()
@@ -558,7 +558,7 @@ func FuzzDecodeRequest(f *testing.F) {
 	f.Add([]byte(`{"v":1,"op":"status"}`), 0)
 	f.Add([]byte(`{"v":1,"op":"del","network":"lab","containerID":"c1","ifname":"eth0","netns":"/run/netns/c1"}`), 0)
 	f.Add([]byte(`{"v":1,"op":"add","network":"lab","containerID":"c1","ifname":"eth0","settings":{"groups":["ff05::1",
-		{"group":"ff05::2","deliver":false}],"mldVersion":1,"profile":"rfc","kernelReports":"auto","robustness":2,
+		{"group":"ff05::2","deliver":false},"fd00::1@ff3e::8000:1"],"mldVersion":"1","profile":"rfc","kernelReports":"auto","robustness":2,
 		"unsolicitedReportInterval":"10s","alwaysDone":false,"ready":{"wait":"auto","timeout":"1s"}},
 		"descriptors":["netns","hostNetns"]}`), 2)
 	null, err := os.Open(os.DevNull)
