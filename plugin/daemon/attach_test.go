@@ -135,7 +135,7 @@ func TestTwoNetworks(t *testing.T) {
 		key string
 		is  string
 	}{
-		{"robustness", `"robustness": 3`}, {"profile", `"profile": "kame"`}, {"kernelReports", `"kernelReports": "keep"`},
+		{"robustness", `"robustness": 3`}, {"profile", `"profile": "kame"`}, {"mldVersion", `"mldVersion": "auto"`}, {"kernelReports", `"kernelReports": "keep"`},
 		{"alwaysDone", `"alwaysDone": true`}, {"unsolicitedReportInterval", `"unsolicitedReportInterval": "2s"`},
 	} {
 		got := w.since(pod, func() {

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
 
 	"github.com/containernetworking/cni/pkg/types"
 
+	"github.com/seed-aaab8e3a/cni-mld/mld/bridge"
 	"github.com/seed-aaab8e3a/cni-mld/mld/kernel"
 	"github.com/seed-aaab8e3a/cni-mld/mld/listener"
 	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
@@ -21,8 +23,9 @@ type attachment struct {
 	settings *api.Settings
 	iface    *iface
 	id       listener.SubscriberID
-	joins    *kernel.Joins // of the groups with delivery
-	degraded string        // why it is not known to be ready
+	joins    *kernel.Joins           // of the groups with delivery
+	told     map[netip.Addr]struct{} // what the agent itself was asked to listen to
+	degraded string                  // why it is not known to be ready
 }
 
 // lookup returns the attachment of a key, or nil.
@@ -34,6 +37,9 @@ func (d *Daemon) lookup(key api.Attachment) *attachment {
 
 // add attaches, or brings an attachment to new settings, and waits for readiness as the settings say.
 func (d *Daemon) add(ctx context.Context, r *api.Request) (degraded string, err error) {
+	if err := d.withinCeilings(r.Settings); err != nil {
+		return "", err
+	}
 	t, err := d.target(r)
 	if err != nil {
 		return "", err
@@ -61,6 +67,27 @@ func (d *Daemon) add(ctx context.Context, r *api.Request) (degraded string, err 
 	return a.degraded, nil
 }
 
+// withinCeilings refuses settings that are beyond what the daemon does for one attachment, whoever has written them.
+func (d *Daemon) withinCeilings(s *api.Settings) error {
+	sources := 0
+	for _, g := range s.Groups {
+		sources += len(g.Sources)
+	}
+	for _, c := range []struct {
+		what, flag string
+		n, most    int
+	}{
+		{"groups", "--max-groups", len(s.Groups), d.cfg.MaxGroups},
+		{"sources", "--max-sources", sources, d.cfg.MaxSources},
+	} {
+		if c.n > c.most { // V2-72
+			return types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf(
+				"groups: %d %s: this host allows an attachment %d: declare fewer, or start mldd with a higher %s", c.n, c.what, c.most, c.flag), "")
+		}
+	}
+	return nil
+}
+
 // attach makes the attachment, or replaces the settings of old, without waiting for readiness. If it fails, a new
 // attachment leaves nothing behind, and an old one is gone.
 func (d *Daemon) attach(ctx context.Context, t *target, r *api.Request, old *attachment) (*attachment, error) {
@@ -85,6 +112,7 @@ func (d *Daemon) attach(ctx context.Context, t *target, r *api.Request, old *att
 		// The former sockets hold their groups until the new ones do; the namespace that they came from is closed.
 		defer d.closeJoins(a.key, a.joins)
 		a.iface, a.joins = i, kernel.NewJoins(i.netns, i.id.index)
+		clear(a.told)
 	}
 	if err := a.apply(ctx, r.Settings); err != nil {
 		d.detach(a)
@@ -140,27 +168,33 @@ func (d *Daemon) subscribe(i *iface, key api.Attachment) *attachment {
 		iface:    i,
 		id:       i.lastID,
 		joins:    kernel.NewJoins(i.netns, i.id.index),
+		told:     make(map[netip.Addr]struct{}),
 	}
 	d.attachments[key] = a
 	d.countChanged()
 	return a
 }
 
-// apply brings the attachment to new settings: first what is wanted is joined, then the rest is left.
+// apply brings the attachment to new settings: first what is wanted is joined, then the rest is left. What has not
+// changed is left alone.
 func (a *attachment) apply(ctx context.Context, s *api.Settings) error {
 	if err := a.canDeliver(ctx, s); err != nil {
 		return err
 	}
+	delivered := make(map[netip.Addr]struct{})
 	for _, g := range s.Groups {
-		if err := a.join(ctx, g); err != nil {
+		if err := a.listen(ctx, g); err != nil {
 			return err
+		}
+		if g.Deliver {
+			delivered[g.Addr] = struct{}{}
 		}
 	}
 	if err := a.undeclare(ctx, s); err != nil {
 		return err
 	}
 	for _, g := range a.settings.Groups {
-		if g.Deliver && !slices.Contains(s.Groups, g) {
+		if _, still := delivered[g.Addr]; g.Deliver && !still {
 			if err := a.joins.Leave(g.Addr); err != nil {
 				return err
 			}
@@ -188,23 +222,59 @@ func (a *attachment) canDeliver(ctx context.Context, s *api.Settings) error {
 	return nil
 }
 
-func (a *attachment) join(ctx context.Context, g api.Group) error {
+// listen makes the kernel join a group that is to be delivered, and the agent listen to any other. A group that is
+// delivered from now on stays with the agent too, which hears of the new join a moment later and must not leave before.
+func (a *attachment) listen(ctx context.Context, g api.Group) error {
 	if g.Deliver {
-		return a.joins.Join(g.Addr)
-	}
-	return a.iface.agent.Listen(ctx, a.id, g.Addr, listener.AnySource)
-}
-
-// undeclare takes back what was given to the agent alone and is not in the new settings. A group that is delivered
-// from now on stays with the agent too, which hears of the new join a moment later and must not leave before.
-func (a *attachment) undeclare(ctx context.Context, s *api.Settings) error {
-	for _, g := range a.settings.Groups {
-		if slices.ContainsFunc(s.Groups, func(n api.Group) bool { return n.Addr == g.Addr }) {
-			continue
-		}
-		if err := a.iface.agent.Listen(ctx, a.id, g.Addr, listener.Filter{}); err != nil {
+		if err := a.join(g); err != nil {
 			return err
 		}
+		if _, told := a.told[g.Addr]; !told {
+			return nil
+		}
+	}
+	f := listener.Filter{Mode: modes[g.Mode], Sources: g.Sources}
+	if err := a.iface.agent.Listen(ctx, a.id, g.Addr, f); err != nil {
+		return err
+	}
+	a.told[g.Addr] = struct{}{}
+	return nil
+}
+
+var modes = map[api.Mode]listener.FilterMode{
+	api.Exclude: listener.Exclude,
+	api.Include: listener.Include,
+}
+
+// join makes the kernel join a group, in place of what it has joined of it for this attachment.
+func (a *attachment) join(g api.Group) error {
+	var err error
+	if g.Mode == api.Include {
+		err = a.joins.JoinInclude(g.Addr, g.Sources...)
+	} else {
+		err = a.joins.JoinExclude(g.Addr, g.Sources...)
+	}
+	if errors.Is(err, kernel.ErrTooManySources) {
+		return types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf(
+			"groups: %v cannot be delivered: %v: declare fewer, raise it, or declare the group with deliver false", g.Addr, err), "")
+	}
+	return err
+}
+
+// undeclare takes back what was given to the agent and is not in the new settings.
+func (a *attachment) undeclare(ctx context.Context, s *api.Settings) error {
+	stays := make(map[netip.Addr]struct{}, len(s.Groups))
+	for _, g := range s.Groups {
+		stays[g.Addr] = struct{}{}
+	}
+	for _, addr := range slices.SortedFunc(maps.Keys(a.told), netip.Addr.Compare) {
+		if _, ok := stays[addr]; ok {
+			continue
+		}
+		if err := a.iface.agent.Listen(ctx, a.id, addr, listener.Filter{}); err != nil {
+			return err
+		}
+		delete(a.told, addr)
 	}
 	return nil
 }
@@ -294,6 +364,22 @@ func addrs(s *api.Settings) []netip.Addr {
 	list := make([]netip.Addr, len(s.Groups))
 	for i, g := range s.Groups {
 		list[i] = g.Addr
+	}
+	return list
+}
+
+// flows returns what of the declared groups a bridge has to forward. That it keeps out what is excluded is a favour:
+// another listener behind the same port may want it.
+func flows(s *api.Settings) []bridge.Flow {
+	var list []bridge.Flow
+	for _, g := range s.Groups {
+		if g.Mode == api.Exclude {
+			list = append(list, bridge.Flow{Group: g.Addr})
+			continue
+		}
+		for _, source := range g.Sources {
+			list = append(list, bridge.Flow{Group: g.Addr, Source: source})
+		}
 	}
 	return list
 }

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,9 +32,18 @@ type Config struct {
 	SelfStarted bool
 	// Version of the program, for the status.
 	Version string
+	// MaxGroups and MaxSources are how many groups, and sources of them together, an attachment may declare, whatever
+	// its configuration says. Zero means the defaults.
+	MaxGroups, MaxSources int
 	// Logger must not be nil.
 	Logger *slog.Logger
 }
+
+// The defaults of Config.MaxGroups and Config.MaxSources.
+const (
+	DefaultMaxGroups  = 4096
+	DefaultMaxSources = 16384
+)
 
 // A Daemon serves the attachments of a host.
 type Daemon struct {
@@ -58,6 +68,8 @@ type Daemon struct {
 // New takes the run directory and opens the socket, so that clients can connect; [Daemon.Serve] answers them. An
 // error wraps [ErrRunning] if another daemon is there.
 func New(cfg Config) (*Daemon, error) {
+	cfg.MaxGroups = cmp.Or(cfg.MaxGroups, DefaultMaxGroups)
+	cfg.MaxSources = cmp.Or(cfg.MaxSources, DefaultMaxSources)
 	d := &Daemon{
 		cfg:         cfg,
 		log:         cfg.Logger,

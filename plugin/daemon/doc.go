@@ -9,8 +9,8 @@
 //	                                                     │             └──────▶ agent ...
 //	                                                     └─ attachments
 //
-// A group with delivery is joined by a socket inside the namespace (mld/kernel.Joins), and the agent sees that join
-// like any application's. A group without is given to the agent alone.
+// A group with delivery is joined by a socket inside the namespace (mld/kernel.Joins), with the sources that it is wanted
+// from, and the agent sees that join like any application's. A group without is given to the agent alone.
 //
 // When mldd stops, it leaves the declared groups, unmutes the kernels and lets them speak for the applications; when
 // it is killed, the kernel does both.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 
+	"github.com/seed-aaab8e3a/cni-mld/mld"
 	"github.com/seed-aaab8e3a/cni-mld/mld/agent"
 	"github.com/seed-aaab8e3a/cni-mld/mld/kernel"
 	"github.com/seed-aaab8e3a/cni-mld/mld/link"
@@ -38,11 +39,11 @@ type iface struct {
 
 // voice is the part of the settings that all attachments of an interface have to agree on.
 type voice struct {
-	mldVersion    int
+	mldVersion    string
 	profile       string
 	kernelReports string
 	robustness    int
-	interval      time.Duration
+	interval      time.Duration // 0: the default of the version
 	alwaysDone    bool
 }
 
@@ -59,6 +60,12 @@ func voiceOf(s *api.Settings) voice {
 
 // contradiction names the settings in which v differs from what stands, with both values.
 func (v voice) contradiction(stands voice) string {
+	interval := func(d time.Duration) string {
+		if d == 0 {
+			return "the default"
+		}
+		return d.String()
+	}
 	var texts []string
 	for _, c := range []struct {
 		key    string
@@ -68,7 +75,7 @@ func (v voice) contradiction(stands voice) string {
 		{"profile", stands.profile, v.profile},
 		{"kernelReports", stands.kernelReports, v.kernelReports},
 		{"robustness", stands.robustness, v.robustness},
-		{"unsolicitedReportInterval", stands.interval, v.interval},
+		{"unsolicitedReportInterval", interval(stands.interval), interval(v.interval)},
 		{"alwaysDone", stands.alwaysDone, v.alwaysDone},
 	} {
 		if c.is != c.be {
@@ -79,6 +86,11 @@ func (v voice) contradiction(stands voice) string {
 }
 
 var (
+	versions = map[string]mld.Version{
+		api.MLDVersionAuto: 0,
+		api.MLDVersion1:    mld.Version1,
+		api.MLDVersion2:    mld.Version2,
+	}
 	profiles = map[string]listener.Profile{
 		api.ProfileRFC:  listener.RFC,
 		api.ProfileKAME: listener.KAME,
@@ -107,6 +119,7 @@ func (d *Daemon) start(t *target, v voice) (*iface, error) {
 		Index: t.id.index,
 		Listener: listener.Config{
 			Profile:                   profiles[v.profile],
+			Version:                   versions[v.mldVersion],
 			Robustness:                v.robustness,
 			UnsolicitedReportInterval: v.interval,
 			AlwaysDone:                v.alwaysDone,

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -194,11 +195,11 @@ func TestServeEndsBetweenRequests(t *testing.T) {
 func TestContradiction(t *testing.T) {
 	stands := voiceOf(api.DefaultSettings())
 	for want, change := range map[string]func(*voice){
-		"mldVersion: 2 here, 1 there":                                     func(v *voice) { v.mldVersion = 2 },
+		"mldVersion: 2 here, auto there":                                  func(v *voice) { v.mldVersion = "2" },
 		"profile: kame here, rfc there":                                   func(v *voice) { v.profile = api.ProfileKAME },
 		"kernelReports: mute here, auto there":                            func(v *voice) { v.kernelReports = api.KernelReportsMute },
 		"robustness: 3 here, 2 there":                                     func(v *voice) { v.robustness = 3 },
-		"unsolicitedReportInterval: 1s here, 10s there":                   func(v *voice) { v.interval = time.Second },
+		"unsolicitedReportInterval: 1s here, the default there":           func(v *voice) { v.interval = time.Second },
 		"alwaysDone: true here, false there":                              func(v *voice) { v.alwaysDone = true },
 		"robustness: 1 here, 2 there; alwaysDone: true here, false there": func(v *voice) { v.robustness, v.alwaysDone = 1, true },
 	} {
@@ -212,6 +213,16 @@ func TestContradiction(t *testing.T) {
 
 // TestTables: every value of the settings has its meaning.
 func TestTables(t *testing.T) {
+	for _, v := range []string{api.MLDVersionAuto, api.MLDVersion1, api.MLDVersion2} {
+		if _, ok := versions[v]; !ok {
+			t.Errorf("mldVersion %q has no meaning", v)
+		}
+	}
+	for _, m := range []api.Mode{api.Exclude, api.Include} {
+		if got, ok := modes[m]; !ok || !strings.EqualFold(got.String(), m.String()) {
+			t.Errorf("mode %v means %v", m, got)
+		}
+	}
 	for _, p := range []string{api.ProfileRFC, api.ProfileKAME} {
 		if _, ok := profiles[p]; !ok {
 			t.Errorf("profile %q has no meaning", p)

@@ -57,7 +57,7 @@ func (a *attachment) waitFor(ctx context.Context, wait string, host *netns.Names
 	case !s.Snooping:
 		return fmt.Errorf("bridge %s: snooping is off, so there is no entry to wait for: switch it on, or wait for the report", port.Bridge)
 	}
-	return port.Wait(ctx, groups...)
+	return port.WaitFlows(ctx, flows(a.settings)...)
 }
 
 // port finds the bridge port that the interface is plugged into: that of the veth's other end.
@@ -92,7 +92,8 @@ func isPeer(peer, index int) error {
 }
 
 // check proves that the declared groups of an attachment are forwarded: the listener is alive, the groups are
-// reported, and the bridge has entries for them or floods. What an application has joined by itself is not judged.
+// reported, and the bridge has entries for them or floods. With sources an entry for each is one, and so is one for any
+// source, which is all there is of MLDv1 or when an application wants the group from any source. What an application has joined by itself is not judged.
 func (d *Daemon) check(ctx context.Context, r *api.Request) error {
 	a := d.lookup(r.Attachment)
 	if a == nil {
@@ -156,5 +157,5 @@ func (a *attachment) forwarded(ctx context.Context, host *netns.Namespace) error
 	if !state.Snooping || !state.Querier { // B1: floods; the entry rightly expires
 		return nil
 	}
-	return port.Wait(ctx, groups...)
+	return port.WaitFlows(ctx, flows(a.settings)...)
 }

@@ -27,10 +27,11 @@ import (
 const patience = 30 * time.Second
 
 var (
-	first  = netip.MustParseAddr("ff05::1:1")
-	second = netip.MustParseAddr("ff05::1:2")
-	third  = netip.MustParseAddr("ff05::1:3")
-	router = netip.MustParseAddr("fe80::99")
+	first    = netip.MustParseAddr("ff05::1:1")
+	second   = netip.MustParseAddr("ff05::1:2")
+	third    = netip.MustParseAddr("ff05::1:3")
+	specific = netip.MustParseAddr("ff3e::8000:1") // SSM
+	router   = netip.MustParseAddr("fe80::99")
 )
 
 // A rig is a daemon in this process, with a lab.
@@ -108,7 +109,8 @@ func soon(t testing.TB) context.Context {
 	return ctx
 }
 
-// settings parses members of a network configuration. Nobody waits for readiness unless they say so.
+// settings parses members of a network configuration. Nobody waits for readiness, and MLDv1 is spoken, unless they say
+// so.
 func settings(t testing.TB, format string, args ...any) *api.Settings {
 	t.Helper()
 	var keys map[string]json.RawMessage
@@ -117,6 +119,9 @@ func settings(t testing.TB, format string, args ...any) *api.Settings {
 	}
 	if keys["ready"] == nil {
 		keys["ready"] = json.RawMessage(`{"wait": "none"}`)
+	}
+	if keys["mldVersion"] == nil {
+		keys["mldVersion"] = json.RawMessage("1")
 	}
 	s, err := api.ParseSettings(keys)
 	if err != nil {
@@ -278,7 +283,8 @@ func (r *rig) listen(peer *netnslab.Endpoint) *wire {
 	return &wire{r, peer, peer.Capture(netnslab.MLD)}
 }
 
-// said lists what the pod has said, such as "Done ff05::1:1", without what concerns other addresses.
+// said lists what the pod has said, such as "Done ff05::1:1" or "ALLOW ff05::1:1 [fd00::1]", without what concerns other
+// addresses.
 func (w *wire) said() []string {
 	list := []string{}
 	for _, f := range w.c.Frames() {
@@ -296,15 +302,19 @@ func texts(f netnslab.Frame) (list []string) {
 		return nil
 	}
 	add := func(kind string, addr netip.Addr) {
-		if slices.Contains([]netip.Addr{first, second, third, sentinel}, addr) {
+		if slices.Contains([]netip.Addr{first, second, third, specific, sentinel}, addr) {
 			list = append(list, kind+" "+addr.String())
 		}
 	}
 	if m := p.Message; m.Type != mld.TypeReportV2 {
 		add(m.Type.String(), m.MulticastAddress)
 	}
-	for r := range p.Message.Records.All() { // of the kernel
+	for r := range p.Message.Records.All() {
+		before := len(list)
 		add(r.Type.String(), r.MulticastAddress)
+		if len(list) > before && r.Sources.Len() > 0 {
+			list[before] += fmt.Sprint(" ", slices.Collect(r.Sources.All()))
+		}
 	}
 	return list
 }
@@ -326,14 +336,17 @@ func (w *wire) since(pod *netnslab.Endpoint, do func()) []string {
 func (w *wire) mark(pod *netnslab.Endpoint) {
 	w.Helper()
 	m := pod.Join(sentinel)
-	w.wait("Report " + sentinel.String())
+	w.wait("Report "+sentinel.String(), "TO_EX "+sentinel.String())
 	m.Close()
-	w.wait("Done " + sentinel.String())
+	w.wait("Done "+sentinel.String(), "TO_IN "+sentinel.String())
 }
 
-func (w *wire) wait(what string) {
+// wait waits for the next message that is one of the given.
+func (w *wire) wait(what ...string) {
 	w.Helper()
-	w.c.Wait(patience, what, func(f netnslab.Frame) bool { return slices.Contains(texts(f), what) })
+	w.c.Wait(patience, strings.Join(what, " or "), func(f netnslab.Frame) bool {
+		return slices.ContainsFunc(what, func(text string) bool { return slices.Contains(texts(f), text) })
+	})
 }
 
 // waitAll waits for several messages in any order.

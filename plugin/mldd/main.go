@@ -35,6 +35,8 @@ const (
 func main() {
 	flags := flag.NewFlagSet("mldd", flag.ContinueOnError)
 	runDir := flags.String("run-dir", api.DefaultRunDir, "`directory` of the socket and the lock")
+	maxGroups := flags.Int("max-groups", daemon.DefaultMaxGroups, "how many groups an attachment may declare, at least 1")
+	maxSources := flags.Int("max-sources", daemon.DefaultMaxSources, "how many sources the groups of an attachment may have together, at least 1")
 	logLevel := slog.LevelInfo
 	flags.TextVar(&logLevel, "log-level", slog.LevelInfo, "log messages of this `level` and above: debug, info, warn, error")
 	selfStarted := flags.Bool("self-started", false, "for mld: report readiness on descriptor 3, end when idle for a minute")
@@ -51,6 +53,9 @@ func main() {
 	case flags.NArg() > 0:
 		fmt.Fprintf(os.Stderr, "mldd: unexpected argument %q\n", flags.Arg(0))
 		os.Exit(exitUsage)
+	case *maxGroups < 1 || *maxSources < 1:
+		fmt.Fprintf(os.Stderr, "mldd: --max-groups %d, --max-sources %d: must be at least 1\n", *maxGroups, *maxSources)
+		os.Exit(exitUsage)
 	}
 	if *printVersion {
 		fmt.Println("mldd", version)
@@ -58,9 +63,11 @@ func main() {
 	}
 
 	cfg := daemon.Config{
-		RunDir:  *runDir,
-		Version: version,
-		Logger:  slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: logLevel})),
+		RunDir:     *runDir,
+		Version:    version,
+		MaxGroups:  *maxGroups,
+		MaxSources: *maxSources,
+		Logger:     slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: logLevel})),
 	}
 	ready := io.WriteCloser(nopReady{})
 	if *selfStarted {

@@ -71,6 +71,8 @@ func TestFlags(t *testing.T) {
 		{[]string{"-help"}, 0, "-run-dir directory"},
 		{[]string{"-wrong"}, exitUsage, "-wrong"},
 		{[]string{"-log-level", "loud"}, exitUsage, "loud"},
+		{[]string{"-max-groups", "0"}, exitUsage, "--max-groups 0"},
+		{[]string{"-max-sources", "-1"}, exitUsage, "--max-sources -1"},
 		{[]string{"start"}, exitUsage, `unexpected argument "start"`},
 		{[]string{"-run-dir", "relative"}, exitFailure, "absolute"},
 		{[]string{"-run-dir", "/nonexistent/mld"}, exitFailure, "create it"},
@@ -253,7 +255,7 @@ func TestSignals(t *testing.T) {
 			pod.Join(application)
 			c := peer.Capture(netnslab.MLD)
 			var keys map[string]json.RawMessage
-			if err := json.Unmarshal([]byte(`{"groups": [{"group": "ff05::1:1", "deliver": false}]}`), &keys); err != nil {
+			if err := json.Unmarshal([]byte(`{"groups": [{"group": "ff05::1:1", "deliver": false}], "mldVersion": 1}`), &keys); err != nil {
 				t.Fatal(err)
 			}
 			s, parseErr := api.ParseSettings(keys)
