@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -112,13 +113,17 @@ func newSegment(tb testing.TB, options netnslab.BridgeOptions, keys map[string]a
 	return s
 }
 
+// speaking returns keys of mld's configuration with the version of MLD: 1, unless they say another.
+func speaking(keys map[string]any) map[string]any {
+	all := map[string]any{"mldVersion": 1}
+	maps.Copy(all, keys)
+	return all
+}
+
 // newChain makes a further chain on the bridge, with a daemon of its own if dir is another.
 func (s *segment) newChain(dir string, keys map[string]any) *chain.Chain {
 	s.tb.Helper()
-	if keys == nil {
-		keys = map[string]any{}
-	}
-	c, err := chain.New(chain.Config{Host: s.Host(), Bin: s.bin, Dir: dir, Bridge: "cni0", MLD: keys})
+	c, err := chain.New(chain.Config{Host: s.Host(), Bin: s.bin, Dir: dir, Bridge: "cni0", MLD: speaking(keys)})
 	if err != nil {
 		s.tb.Fatal(err)
 	}
@@ -197,10 +202,14 @@ func (s *segment) connect(name string, options ...netnslab.LinkOption) *containe
 	return newContainer(s.tb, n, s.bridge.Connect(n, chain.IfName, options...))
 }
 
-// call runs the plugin mld by itself. Of a failure it returns CNI's code and the text.
+// call runs the plugin mld by itself, with the chain's keys if there are none. Of a failure it returns CNI's code and the text.
 func (s *segment) call(command string, c *container, keys map[string]any) (code uint, text string) {
 	s.tb.Helper()
-	_, err := s.chain.Run(s.tb.Context(), chain.Call{Command: command, ContainerID: c.Name(), Netns: c.Path(), MLD: keys})
+	call := chain.Call{Command: command, ContainerID: c.Name(), Netns: c.Path()}
+	if keys != nil {
+		call.MLD = speaking(keys)
+	}
+	_, err := s.chain.Run(s.tb.Context(), call)
 	return codeOf(err)
 }
 

@@ -48,7 +48,7 @@ func (s *segment) start(c *container, keys map[string]any) <-chan added {
 	go func() {
 		var stderr bytes.Buffer
 		_, err := s.chain.Run(s.tb.Context(), chain.Call{
-			Command: "ADD", ContainerID: c.Name(), Netns: c.Path(), MLD: keys, Stderr: &stderr,
+			Command: "ADD", ContainerID: c.Name(), Netns: c.Path(), MLD: speaking(keys), Stderr: &stderr,
 		})
 		a := added{end: time.Now(), diagnostic: stderr.String()}
 		a.code, a.text = codeOf(err)

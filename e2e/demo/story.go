@@ -83,8 +83,8 @@ func (s *stage) build() {
 		s.must("network configuration", err)
 		return c
 	}
-	with := network(map[string]any{"groups": []string{declared.String()}})
-	without := network(map[string]any{})
+	with := network(map[string]any{"groups": []string{declared.String()}, "mldVersion": 1})
+	without := network(map[string]any{"mldVersion": 1})
 	s.Cleanup(func() { s.must("stop mldd", with.Stop(context.WithoutCancel(s.ctx))) })
 	s.containers = []*container{
 		{Node: s.lab.Node("alpha"), network: with, groups: declared.String()},
