@@ -301,12 +301,18 @@ func (s *segment) inMDB(group netip.Addr, c *container) bool {
 // query sends a Query from the router; the group "::" makes it a General Query.
 func (s *segment) query(group netip.Addr, maxDelay time.Duration) {
 	s.tb.Helper()
+	s.queryAs(s.version, group, maxDelay)
+}
+
+// queryAs is query in a version of choice.
+func (s *segment) queryAs(version mld.Version, group netip.Addr, maxDelay time.Duration) {
+	s.tb.Helper()
 	dst := group
 	if group.IsUnspecified() {
 		dst = allNodes
 	}
 	s.router.SendPacket(mld.AppendQuery(nil, routerAddr, dst, mld.Query{
-		Version: s.version, MulticastAddress: group, MaxResponseCode: uint16(maxDelay.Milliseconds()), QRV: 2, QQIC: 125,
+		Version: version, MulticastAddress: group, MaxResponseCode: uint16(maxDelay.Milliseconds()), QRV: 2, QQIC: 125,
 	}))
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/seed-aaab8e3a/cni-mld/mld"
 	"github.com/seed-aaab8e3a/cni-mld/netnslab"
 )
 
@@ -304,8 +305,8 @@ func TestV2_56_VersionTwoAlone(t *testing.T) {
 	s := newSegment(t, quietV2, map[string]any{"groups": []any{filtered(groupS, "include", false, goodAddr)}, "mldVersion": 2, "robustness": 1})
 	alice := s.add("alice")
 	begin := time.Now()
-	s.query(general, 100*time.Millisecond)
-	s.queryV2(groupS, 100*time.Millisecond)
+	s.queryAs(mld.Version1, general, 100*time.Millisecond)
+	s.queryAs(mld.Version2, groupS, 100*time.Millisecond)
 	s.wait("answer", func() (bool, string) {
 		list := s.records(alice, groupS)
 		return slices.Contains(list, "IS_IN fd00:1::a10"), fmt.Sprint(list)

@@ -112,7 +112,7 @@ func (d *Daemon) attach(ctx context.Context, t *target, r *api.Request, old *att
 		// The former sockets hold their groups until the new ones do; the namespace that they came from is closed.
 		defer d.closeJoins(a.key, a.joins)
 		a.iface, a.joins = i, kernel.NewJoins(i.netns, i.id.index)
-
+		clear(a.told)
 	}
 	if err := a.apply(ctx, r.Settings); err != nil {
 		d.detach(a)

@@ -43,6 +43,9 @@ func object(group netip.Addr, deliver bool, mode string, sources ...netip.Addr) 
 // no sources, and "" without a membership.
 func filterOf(t *testing.T, e *netnslab.Endpoint, group netip.Addr) string {
 	t.Helper()
+	// The list of sources lacks an interface where the address that was joined last has none.
+	last := joinFrom(t, e, netip.MustParseAddr("ff35::8000:ffff"), one)
+	defer last.Close()
 	var filters, groups []byte
 	err := e.Node().Do(func() (err error) {
 		if groups, err = os.ReadFile("/proc/thread-self/net/igmp6"); err != nil {
@@ -381,11 +384,11 @@ func entriesOf(t *testing.T, pod *netnslab.Endpoint) []string {
 	return list
 }
 
-// joinFrom lets an application join a group from a source, until the end of the test.
-func joinFrom(t *testing.T, e *netnslab.Endpoint, group, source netip.Addr) {
+// joinFrom lets an application join a group from a source, until the end of the test at the latest.
+func joinFrom(t *testing.T, e *netnslab.Endpoint, group, source netip.Addr) (conn net.PacketConn) {
 	t.Helper()
-	err := e.Node().Do(func() error {
-		conn, err := net.ListenPacket("udp6", "[::]:0")
+	err := e.Node().Do(func() (err error) {
+		conn, err = net.ListenPacket("udp6", "[::]:0")
 		if err != nil {
 			return err
 		}
@@ -396,4 +399,5 @@ func joinFrom(t *testing.T, e *netnslab.Endpoint, group, source netip.Addr) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return conn
 }
