@@ -16,7 +16,7 @@ TOOLS := ip:iproute2 bridge:iproute2 tshark:tshark nft:nftables
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help build test race fuzz lint demo conformance tidy-check tools install clean
+.PHONY: help build test race fuzz lint demo conformance tidy-check modules tools install clean
 
 help: ## this list
 	@echo 'usage: make TARGET [VARIABLE=value]'
@@ -33,10 +33,10 @@ build: ## build the static programs bin/mld and bin/mldd
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)' -o bin/mld ./plugin
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)' -o bin/mldd ./plugin/mldd
 
-test: tools ## run all tests; needs no privilege where user namespaces are allowed
+test: tools modules ## run all tests; needs no privilege where user namespaces are allowed
 	go test -count=1 -timeout 5m $(TESTFLAGS) ./...
 
-race: tools ## run all tests under the race detector
+race: tools modules ## run all tests under the race detector
 	CGO_ENABLED=1 go test -race -count=1 -timeout 10m $(TESTFLAGS) ./...
 
 fuzz: ## fuzz every target in turn for FUZZTIME, until the first failure
@@ -61,7 +61,7 @@ $(GOLANGCI):
 	GOBIN='$(CURDIR)/bin/tools' go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
 	mv bin/tools/golangci-lint '$@'
 
-demo: build tools ## show it at work in namespaces of its own
+demo: build tools modules ## show it at work in namespaces of its own
 	go run ./e2e/demo
 
 conformance: ## write CONFORMANCE.md anew from the tests
@@ -69,6 +69,10 @@ conformance: ## write CONFORMANCE.md anew from the tests
 
 tidy-check: ## fail if go.mod or go.sum is not what go mod tidy would write
 	go mod tidy -diff
+
+# The lab has no network, and programs are built in it.
+modules: ## fetch the Go modules
+	go mod download
 
 tools: ## install the programs that the tests call, or name the missing ones
 	@missing=''; packages=''; \

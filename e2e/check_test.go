@@ -69,7 +69,7 @@ func TestCheck(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			s := newSegment(t, quiet, map[string]any{"groups": []netip.Addr{groupA}})
+			s := newSegment(t, quiet, map[string]any{"groups": []netip.Addr{groupA}, "robustness": 1})
 			alice := s.add("alice")
 			if err := s.chain.Check(t.Context(), alice.Node); err != nil {
 				t.Fatalf("CHECK after ADD: %v", err)

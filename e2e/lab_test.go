@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -84,14 +85,15 @@ type segment struct {
 
 	// router stands on a router port, and so hears every Report (B8). It has no IPv6 of its own, and says only what
 	// a test sends from it. heard is all the MLD that comes to it.
-	router *netnslab.Endpoint
-	heard  *netnslab.Capture
+	router  *netnslab.Endpoint
+	heard   *netnslab.Capture
+	version mld.Version // of the queries that the router sends, that of the bridge's querier
 }
 
 // newSegment makes a segment; keys are those of mld's configuration.
 func newSegment(tb testing.TB, options netnslab.BridgeOptions, keys map[string]any) *segment {
 	tb.Helper()
-	s := &segment{Lab: netnslab.New(tb), tb: tb}
+	s := &segment{Lab: netnslab.New(tb), tb: tb, version: mld.Version(max(options.Querier, 1))}
 	s.bridge = s.Lab.Bridge("cni0", options)
 	node := s.Node("router")
 	node.SetSysctl("net/ipv6/conf/default/disable_ipv6", "1")
@@ -136,7 +138,11 @@ func (s *segment) close() {
 	if err := s.chain.Stop(ctx); err != nil {
 		s.tb.Errorf("stop: %v", err)
 	}
-	if err := os.RemoveAll(s.dir); err != nil { // a daemon that does not answer ends when its run directory goes
+	for _, pid := range s.daemons() {
+		s.tb.Errorf("mldd, process %d, is left", pid)
+		_ = unix.Kill(pid, unix.SIGKILL)
+	}
+	if err := os.RemoveAll(s.dir); err != nil {
 		s.tb.Error(err)
 	}
 }
@@ -226,6 +232,25 @@ func (s *segment) daemon() *api.Status {
 	return status
 }
 
+// daemons returns the processes that serve the run directory.
+func (s *segment) daemons() []int {
+	s.tb.Helper()
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	var found []int
+	for _, file := range files {
+		text, _ := os.ReadFile(file)
+		args := strings.Split(string(text), "\x00")
+		if filepath.Base(args[0]) == "mldd" && slices.Contains(args, s.chain.RunDir) {
+			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+			if err != nil {
+				s.tb.Fatal(err)
+			}
+			found = append(found, pid)
+		}
+	}
+	return found
+}
+
 // wait waits until a condition holds.
 func (s *segment) wait(what string, cond func() (bool, string)) {
 	s.tb.Helper()
@@ -272,7 +297,7 @@ func (s *segment) query(group netip.Addr, maxDelay time.Duration) {
 		dst = allNodes
 	}
 	s.router.SendPacket(mld.AppendQuery(nil, routerAddr, dst, mld.Query{
-		Version: mld.Version1, MulticastAddress: group, MaxResponseCode: uint16(maxDelay.Milliseconds()),
+		Version: s.version, MulticastAddress: group, MaxResponseCode: uint16(maxDelay.Milliseconds()), QRV: 2, QQIC: 125,
 	}))
 }
 

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/seed-aaab8e3a/cni-mld/e2e/chain"
+	"github.com/seed-aaab8e3a/cni-mld/mld"
 	"github.com/seed-aaab8e3a/cni-mld/netnslab"
 	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
 )
@@ -223,7 +224,7 @@ func TestKilledDaemon(t *testing.T) {
 				t.Fatal(err)
 			}
 			s.wait("end of the table", func() (bool, string) { _, muted := alice.muted(); return !muted, "" })
-			s.kernelAnswers(alice, groupB, querier)
+			s.kernelAnswers(alice, groupB)
 
 			s.add("bob")
 			if second := s.daemon().PID; second == first {
@@ -233,9 +234,9 @@ func TestKilledDaemon(t *testing.T) {
 	}
 }
 
-// kernelAnswers asks in the given version, and waits until the container's kernel answers for the group and the entry in
-// the MDB, which there must be, is renewed by that.
-func (s *segment) kernelAnswers(c *container, group netip.Addr, version int) {
+// kernelAnswers asks, and waits until the container's kernel answers for the group in the version of the query and the
+// entry in the MDB, which there must be, is renewed by that.
+func (s *segment) kernelAnswers(c *container, group netip.Addr) {
 	s.tb.Helper()
 	port := c.eth0.Peer().Name()
 	if _, ok := s.mdb(group)[port]; !ok {
@@ -248,11 +249,10 @@ func (s *segment) kernelAnswers(c *container, group netip.Addr, version int) {
 		return left < membershipInterval-1, fmt.Sprint(left)
 	})
 	begin := time.Now()
-	if version == 1 {
-		s.query(group, 100*time.Millisecond)
+	s.query(group, 100*time.Millisecond)
+	if s.version == mld.Version1 {
 		s.waitSent(c, begin, report, group, 1)
 	} else {
-		s.queryV2(group, 100*time.Millisecond)
 		s.waitKernelSaid(c, begin, group)
 	}
 	now := time.Now()
@@ -301,7 +301,7 @@ func TestStoppedDaemon(t *testing.T) {
 		if dones := of(s.sentBy(alice, time.Time{}), done, group); len(dones) > 0 {
 			t.Errorf("left although an application holds it: %v", dones[0].frame)
 		}
-		s.kernelAnswers(alice, group, 1)
+		s.kernelAnswers(alice, group)
 	}
 	if _, muted := alice.muted(); muted {
 		t.Error("the kernel is still muted")
@@ -372,16 +372,16 @@ func TestAutostartLetsGo(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer kept.Close()
-	mld := s.Host().Command(t.Context(), filepath.Join(s.bin, "mld"))
-	mld.Env = []string{
+	plugin := s.Host().Command(t.Context(), filepath.Join(s.bin, "mld"))
+	plugin.Env = []string{
 		"CNI_COMMAND=ADD", "CNI_CONTAINERID=alice", "CNI_NETNS=" + alice.Path(), "CNI_IFNAME=eth0", "CNI_PATH=" + s.bin,
 	}
-	mld.Stdin = strings.NewReader(fmt.Sprintf(`{"cniVersion": "1.1.0", "name": "lab", "type": "mld", "runDir": %q,
+	plugin.Stdin = strings.NewReader(fmt.Sprintf(`{"cniVersion": "1.1.0", "name": "lab", "type": "mld", "runDir": %q,
 		"prevResult": {"cniVersion": "1.1.0"}}`, s.chain.RunDir))
-	mld.ExtraFiles = []*os.File{passed}
-	mld.WaitDelay = patience
+	plugin.ExtraFiles = []*os.File{passed, passed, passed} // more than the daemon is given itself
+	plugin.WaitDelay = patience
 	begin := time.Now()
-	out, err := mld.CombinedOutput() // waits until both are closed
+	out, err := plugin.CombinedOutput() // waits until both are closed
 	if err != nil || !bytes.Contains(out, []byte("1.1.0")) {
 		t.Fatalf("ADD: %v\n%s", err, out)
 	}
@@ -398,25 +398,6 @@ func TestAutostartLetsGo(t *testing.T) {
 		t.Errorf("read %d bytes, %v: somebody has kept a descriptor of the runtime's", n, err)
 	}
 	s.daemon() // lives
-}
-
-// daemons returns the processes that serve the run directory.
-func (s *segment) daemons() []int {
-	s.tb.Helper()
-	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	var found []int
-	for _, file := range files {
-		text, _ := os.ReadFile(file)
-		args := strings.Split(string(text), "\x00")
-		if filepath.Base(args[0]) == "mldd" && slices.Contains(args, s.chain.RunDir) {
-			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
-			if err != nil {
-				s.tb.Fatal(err)
-			}
-			found = append(found, pid)
-		}
-	}
-	return found
 }
 
 func (s *segment) addQuietly(ctx context.Context, n *netnslab.Node) error {

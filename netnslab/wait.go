@@ -43,15 +43,15 @@ func WaitFor(tb TB, what string, timeout time.Duration, cond func() (bool, strin
 	deadline := time.NewTimer(timeout)
 	defer deadline.Stop()
 	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
-		ok, state := cond()
-		if ok {
+		if ok, _ := cond(); ok {
 			return
 		}
 		select {
 		case <-changes:
 		case <-time.After(pause):
 		case <-deadline.C:
-			if ok, state = cond(); ok {
+			ok, state := cond()
+			if ok {
 				return
 			}
 			for _, n := range nodes {

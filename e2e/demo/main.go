@@ -17,10 +17,12 @@ import (
 // ceiling is how long the demonstration may take.
 const ceiling = 2 * time.Minute
 
-func main() {
+func main() { os.Exit(run()) }
+
+func run() (code int) {
 	if err := netnslab.Enter(); err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
-		os.Exit(1)
+		return 1
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), ceiling)
 	defer cancel()
@@ -28,9 +30,7 @@ func main() {
 	defer stop()
 	p := &program{out: os.Stdout}
 	p.run(func() { demonstrate(ctx, p) })
-	if p.failed > 0 {
-		os.Exit(1)
-	}
+	return min(p.failed, 1)
 }
 
 // A program is what a test is to a lab, and prints the story.

@@ -20,7 +20,7 @@ const hintRate = 1000
 const (
 	nfgenmsgLen = 4
 
-	nfulMsgPacket = unix.NFNL_SUBSYS_ULOG<<8 | 0 // NFULNL_MSG_PACKET
+	nfulMsgPacket = unix.NFNL_SUBSYS_ULOG << 8   // NFULNL_MSG_PACKET
 	nfulMsgConfig = unix.NFNL_SUBSYS_ULOG<<8 | 1 // NFULNL_MSG_CONFIG
 
 	nfulCfgCmd     = 1 // NFULA_CFG_CMD

@@ -276,7 +276,7 @@ func (m *Mirror) resync() ([]Change, error) {
 	switch {
 	case err != nil:
 		return nil, err
-	case failure == unix.ENODEV: // the interface has gone, and everything with it
+	case errors.Is(failure, unix.ENODEV): // the interface has gone, and everything with it
 		clear(list)
 		left = false
 	case failure != nil:

@@ -148,7 +148,7 @@ func (l *Link) ReadPacket(b []byte) (packet []byte, unicast bool, err error) {
 			return nil, false, net.ErrClosed
 		case l.gone.Load():
 			return nil, false, l.errGone()
-		case err == unix.ENETDOWN: // told once; the interface may come back up
+		case errors.Is(err, unix.ENETDOWN): // told once; the interface may come back up
 		case err != nil:
 			return nil, false, fmt.Errorf("interface %d: read packet: %w", l.index, err)
 		case l.in.n > ethernetLen:
@@ -160,7 +160,7 @@ func (l *Link) ReadPacket(b []byte) (packet []byte, unicast bool, err error) {
 
 func (l *Link) receive(fd uintptr) bool {
 	l.in.n, l.in.err = ignoringEINTR(func() (int, error) { return unix.Read(int(fd), l.in.b) })
-	return l.in.err != unix.EAGAIN
+	return !errors.Is(l.in.err, unix.EAGAIN)
 }
 
 // WritePacket sends an IPv6 packet, whose destination must be multicast, with the Ethernet addresses that belong
@@ -189,7 +189,7 @@ func (l *Link) WritePacket(packet []byte) error {
 	switch {
 	case l.closed.Load():
 		return net.ErrClosed
-	case err == unix.ENXIO || err == unix.ENODEV:
+	case errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENODEV):
 		return l.end()
 	case err != nil:
 		return fmt.Errorf("interface %d: write packet of %d octets: %w", l.index, len(packet), err)
@@ -199,13 +199,13 @@ func (l *Link) WritePacket(packet []byte) error {
 
 func (l *Link) send(fd uintptr) bool {
 	l.out.n, l.out.err = ignoringEINTR(func() (int, error) { return unix.Write(int(fd), l.frame) })
-	return l.out.err != unix.EAGAIN
+	return !errors.Is(l.out.err, unix.EAGAIN)
 }
 
 func ignoringEINTR(call func() (int, error)) (int, error) {
 	for {
 		n, err := call()
-		if err != unix.EINTR {
+		if !errors.Is(err, unix.EINTR) {
 			return n, err
 		}
 	}

@@ -424,3 +424,30 @@ func TestClose(t *testing.T) {
 		t.Errorf("State: %v", err)
 	}
 }
+
+// A message leaves by the interface it is for, whatever the routes of the namespace say.
+func TestK63_LeavesByItsInterface(t *testing.T) {
+	t.Parallel()
+	lab := netnslab.New(t)
+	pod := lab.Node("pod")
+	first, _ := lab.Veth(lab.Node("one"), "eth0", pod, "eth0")
+	second, e := lab.Veth(lab.Node("two"), "eth0", pod, "eth1")
+	l := open(t, e)
+	capture := lab.Capture(netnslab.MLD, first, second)
+	report := mld.AppendReport(nil, e.LinkLocal(), group)
+	if err := l.WritePacket(report); err != nil {
+		t.Fatal(err)
+	}
+	got := capture.Wait(patience, "the report", func(f netnslab.Frame) bool { return f.ICMPv6() == 131 && !f.Outgoing })
+	if got.Endpoint != second {
+		t.Errorf("the report left by %v", got.Endpoint.Peer())
+	}
+	// Had it left by the other one too, that would have been before this.
+	first.Peer().SendPacket(query(netip.MustParseAddr("fe80::1")))
+	capture.Wait(patience, "the sentinel", func(f netnslab.Frame) bool {
+		if f.Endpoint == first && f.ICMPv6() == 131 {
+			t.Errorf("the report left by eth0: %v", f)
+		}
+		return f.Endpoint == first && f.ICMPv6() == 130
+	})
+}

@@ -38,7 +38,7 @@ func (d *Daemon) add(ctx context.Context, r *api.Request) (degraded string, err 
 	if err != nil {
 		return "", err
 	}
-	defer t.close()
+	defer d.release(t)
 
 	old := d.lookup(r.Attachment)
 	if old != nil && old.iface.id == t.id && old.iface.alive() && old.settings.Equal(*r.Settings) {

@@ -103,7 +103,7 @@ func (d *Daemon) check(ctx context.Context, r *api.Request) error {
 	if err != nil {
 		return err
 	}
-	defer t.close()
+	defer d.release(t)
 	if a.iface.id != t.id {
 		return types.NewError(api.CodeNotReady, fmt.Sprintf(
 			"attachment %v: interface %s is not the one that was attached: it was made anew, or is in another namespace", a.key, a.key.IfName), "")

@@ -55,6 +55,13 @@ func badEnv(variable, value, why string) error {
 	return types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("%s: %q: %s", variable, value, why), "")
 }
 
+// release closes what a request pointed at, but for what an iface has taken over.
+func (d *Daemon) release(t *target) {
+	if err := t.close(); err != nil {
+		d.log.Warn("namespace not closed", "netns", t.id.netns, "err", err)
+	}
+}
+
 func (t *target) close() error {
 	var errs []error
 	for _, ns := range []*netns.Namespace{t.netns, t.host} {
