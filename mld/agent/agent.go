@@ -414,7 +414,7 @@ const linger = time.Second
 // returns when the leaves are sent. The agent ends when the interface has gone, but within a second.
 func (a *Agent) Stop(ctx context.Context) error {
 	return a.do(ctx, func() {
-		a.voice.leaveAll()
+		a.voice.leaveAll(time.Now())
 		for a.drain() {
 		}
 		a.leaving = time.After(linger)

@@ -77,7 +77,7 @@ func (v *voice) kernelTookOver(now time.Time, c kernel.Change) {
 		}
 		v.held[c.Addr] = struct{}{}
 		for _, s := range v.wanted[c.Addr] {
-			v.listener.Forget(s.id, c.Addr)
+			v.listener.Forget(now, s.id, c.Addr)
 		}
 		return
 	}
@@ -127,8 +127,8 @@ func (v *voice) reported(addr netip.Addr) bool {
 }
 
 // leaveAll leaves every address on everybody's behalf.
-func (v *voice) leaveAll() {
+func (v *voice) leaveAll(now time.Time) {
 	for _, a := range slices.Collect(v.listener.Snapshot()) {
-		v.listener.Leave(a.Addr)
+		v.listener.Leave(now, a.Addr)
 	}
 }
