@@ -150,6 +150,9 @@ func (s *spec) listen(socket int, n name, f filter) {
 	case left && !before.exclude && pendingMode:
 		s.excuseChanges(g, "T2")
 	}
+	if g.changesExcused {
+		g.modes, g.counts = 0, map[set]int{}
+	}
 	if g.answer != nil && g.answer.sources != 0 && g.filter != before {
 		s.excuseAnswers(g, "T5")
 	}

@@ -194,6 +194,8 @@ func (r *rig) judge(t *testing.T) {
 	for i := range max(len(kernel), len(ours)) {
 		if i >= len(kernel) || i >= len(ours) {
 			t.Errorf("the kernel's twin had %d rounds, ours %d", len(kernel), len(ours))
+			r.kernel.tell(t, kernel[len(kernel)-1])
+			r.ours.tell(t, ours[len(ours)-1])
 			break
 		}
 		k, o := kernel[i], ours[i]
