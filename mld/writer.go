@@ -3,6 +3,7 @@ package mld
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 )
 
 // A ReportWriter builds a version 2 Report record by record, for a sender that fills packets up to the MTU. Reset
@@ -37,9 +38,10 @@ func (w *ReportWriter) Room() int {
 // Add appends a record, which must fit (see Room). Addresses are in network byte order.
 func (w *ReportWriter) Add(t RecordType, addr *[16]byte, sources [][16]byte) {
 	n := len(w.b)
-	w.b = append(w.b, uint8(t), 0, 0, 0) // no auxiliary data (V2-3)
-	binary.BigEndian.PutUint16(w.b[n+2:], uint16(len(sources)))
-	w.b = append(w.b, addr[:]...)
+	w.b = slices.Grow(w.b, RecordLen)[:n+RecordLen]
+	head := (*[RecordLen]byte)(w.b[n:])
+	binary.BigEndian.PutUint32(head[:], uint32(t)<<24|uint32(len(sources))) // no auxiliary data (V2-3)
+	*(*[16]byte)(head[4:]) = *addr
 	for i := range sources {
 		w.b = append(w.b, sources[i][:]...)
 	}

@@ -150,10 +150,10 @@ func (l *Listener) transmitChange(slot uint32) {
 		if e.has(exclude) {
 			kind = mld.ChangeToExclude // V2-23
 		}
-		l.records.push(record{kind: kind, addr: e.addr, sources: l.addresses.sources(slot)})
+		l.records.push(record{kind: kind, addr: e.addr, slot: slot, sources: l.addresses.sources(slot)})
 		e.repeats--
 	} else if m != nil {
-		l.transmitSources(e, m)
+		l.transmitSources(slot, m)
 	}
 	if m != nil { // V2-28: every Report counts
 		left := m.retransmit[:0]
@@ -169,20 +169,21 @@ func (l *Listener) transmitChange(slot uint32) {
 
 // transmitSources sorts the sources in retransmission state into those that are to be forwarded now and those that
 // are not (V2-30).
-func (l *Listener) transmitSources(e *entry, m *more) {
+func (l *Listener) transmitSources(slot uint32, m *more) {
+	e := l.addresses.at(slot)
 	l.allow, l.block = l.allow[:0], l.block[:0]
 	for _, p := range m.retransmit {
-		if contains(m.sources, p.source) != e.has(exclude) {
+		if l.addresses.forwards(slot, p.source) {
 			l.allow = append(l.allow, p.source)
 		} else {
 			l.block = append(l.block, p.source)
 		}
 	}
 	if len(l.allow) > 0 {
-		l.records.push(record{kind: mld.AllowNewSources, addr: e.addr, sources: l.allow})
+		l.records.push(record{kind: mld.AllowNewSources, addr: e.addr, slot: slot, sources: l.allow})
 	}
 	if len(l.block) > 0 {
-		l.records.push(record{kind: mld.BlockOldSources, addr: e.addr, sources: l.block})
+		l.records.push(record{kind: mld.BlockOldSources, addr: e.addr, slot: slot, sources: l.block})
 	}
 }
 

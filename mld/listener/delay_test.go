@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-aaab8e3a/cni-mld/mld"
 	"github.com/seed-aaab8e3a/cni-mld/mld/listener"
 )
 
@@ -109,7 +110,7 @@ func checkUniform(t *testing.T, sample []time.Duration, top time.Duration) {
 func TestV1_13_V1_26_AnswersAreSpreadEvenly(t *testing.T) {
 	for _, ms := range []uint16{1, 50, 199, 200, 999, 10000, 65535} {
 		t.Run(fmt.Sprintf("%dms", ms), func(t *testing.T) {
-			l := listening(t, listener.Config{Robustness: 1})
+			l := listening(t, listener.Config{Version: mld.Version1, Robustness: 1})
 			mrd := time.Duration(ms) * time.Millisecond
 			l.Receive(epoch.Add(time.Minute), other, generalQuery(ms))
 			checkUniform(t, delays(t, l, time.Minute), mrd-min(5*time.Millisecond, mrd/4))
@@ -119,7 +120,7 @@ func TestV1_13_V1_26_AnswersAreSpreadEvenly(t *testing.T) {
 
 // A timer that a Query pulls forward is drawn anew from the whole of the new range.
 func TestV1_14_AnswersPulledForwardAreSpreadEvenly(t *testing.T) {
-	l := listening(t, listener.Config{Robustness: 1})
+	l := listening(t, listener.Config{Version: mld.Version1, Robustness: 1})
 	l.Receive(epoch, other, generalQuery(65535))
 	for deadline, _ := l.NextDeadline(); deadline.Before(epoch); deadline, _ = l.NextDeadline() {
 		l.Advance(epoch)
@@ -138,7 +139,7 @@ func TestV1_14_AnswersPulledForwardAreSpreadEvenly(t *testing.T) {
 
 func TestV1_07_RepeatsAreSpreadEvenly(t *testing.T) {
 	for _, interval := range []time.Duration{0, time.Second, time.Millisecond} {
-		l := listening(t, listener.Config{UnsolicitedReportInterval: interval})
+		l := listening(t, listener.Config{Version: mld.Version1, UnsolicitedReportInterval: interval})
 		if interval == 0 {
 			interval = 10 * time.Second
 		}
@@ -172,7 +173,7 @@ func checkTicks(t *testing.T, sample []time.Duration, n int) {
 func TestK08_K30_K31_K36_DelaysOnTheGrid(t *testing.T) {
 	for ms, ticks := range map[uint16]int{1: 1, 50: 1, 199: 1, 200: 1, 399: 1, 400: 2, 999: 4, 1000: 5, 10000: 50, 65535: 327} {
 		t.Run(fmt.Sprintf("%dms", ms), func(t *testing.T) {
-			l := listening(t, listener.Config{Profile: listener.KAME})
+			l := listening(t, listener.Config{Version: mld.Version1, Profile: listener.KAME})
 			checkTicks(t, delays(t, l, 0), 50)
 			l.Receive(epoch.Add(time.Minute), other, generalQuery(ms))
 			checkTicks(t, delays(t, l, time.Minute), ticks)

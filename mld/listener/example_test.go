@@ -17,7 +17,7 @@ func (longest) Int64N(n int64) int64 { return n - 1 }
 // A listener in virtual time. A program would use rand.New(rand.NewPCG(...)) and time.Now.
 func Example() {
 	start := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
-	l, err := listener.New(listener.Config{}, longest{})
+	l, err := listener.New(listener.Config{Version: mld.Version1}, longest{})
 	if err != nil {
 		panic(err)
 	}
@@ -68,7 +68,7 @@ func Example() {
 
 func ExampleListener_Snapshot() {
 	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
-	l, err := listener.New(listener.Config{}, longest{})
+	l, err := listener.New(listener.Config{Version: mld.Version1}, longest{})
 	if err != nil {
 		panic(err)
 	}

@@ -2,6 +2,8 @@ package listener_test
 
 import (
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -23,9 +25,7 @@ func FuzzReceive(f *testing.F) {
 	}
 	for _, addr := range []netip.Addr{netip.IPv6Unspecified(), group, netip.MustParseAddr("ff05::77"), mld.AllNodes, own} {
 		for _, code := range []uint16{0, 1, 199, 10000, 0xffff} {
-			seed(mld.AppendQuery(nil, other, mld.AllNodes, mld.Query{
-				Version: mld.Version1, MulticastAddress: addr, MaxResponseCode: code,
-			}))
+			seed(mld.AppendQuery(nil, other, mld.AllNodes, mld.Query{Version: mld.Version1, MulticastAddress: addr, MaxResponseCode: code}))
 		}
 		seed(mld.AppendQuery(nil, other, addr, mld.Query{Version: mld.Version2, MulticastAddress: addr, MaxResponseCode: 0x8fff,
 			QRV: 7, QQIC: 255, SuppressRouterProcessing: true, Sources: []netip.Addr{own, other}}))
@@ -48,7 +48,7 @@ func hear(t *testing.T, packet []byte, accept mld.Accept, kame bool) {
 	if err != nil {
 		return // that a refused packet changes nothing is shown elsewhere
 	}
-	cfg := listener.Config{}
+	cfg := listener.Config{Version: mld.Version1}
 	if kame {
 		cfg.Profile = listener.KAME
 	}
@@ -108,10 +108,110 @@ func hear(t *testing.T, packet []byte, accept mld.Accept, kame bool) {
 	n.runUntil(forever)
 }
 
+// FuzzReceiveV2 has listeners of every configuration, in mid-life, hear a packet that anybody may have sent, as it is
+// and with its checksum set right. Whatever it is, nobody stops listening, nothing impossible comes about, nothing is
+// sent at once but what MLDv1 asks for, and all that is listened to is still reported when asked for afterwards.
+func FuzzReceiveV2(f *testing.F) {
+	group := netip.MustParseAddr("ff05::8")
+	seed := func(p []byte) {
+		for i := range uint8(12) {
+			f.Add(p, i)
+		}
+	}
+	for _, addr := range []netip.Addr{netip.IPv6Unspecified(), group, netip.MustParseAddr("ff3e::8000:1"), netip.MustParseAddr("ff05::77"), mld.AllNodes} {
+		seed(mld.AppendQuery(nil, other, mld.AllNodes, mld.Query{Version: mld.Version1, MulticastAddress: addr, MaxResponseCode: 1000}))
+		for _, code := range []uint16{0, 1, 10000, 0x8fff, 0xffff} {
+			q := mld.Query{Version: mld.Version2, MulticastAddress: addr, MaxResponseCode: code, QRV: uint8(code % 8), QQIC: uint8(code)}
+			seed(mld.AppendQuery(nil, other, addr, q))
+			q.Sources = []netip.Addr{source(1), source(2), source(1), own}
+			seed(mld.AppendQuery(nil, other, addr, q))
+		}
+		seed(mld.AppendReport(nil, other, addr))
+		seed(mld.AppendReportV2(nil, other, []mld.Record{{Type: mld.ChangeToInclude, MulticastAddress: addr, Sources: []netip.Addr{own}}}))
+	}
+	f.Fuzz(func(t *testing.T, packet []byte, config uint8) {
+		if len(packet) >= 48+8 && len(packet)%2 == 0 {
+			hearV2(t, resealed(packet, func([]byte) {}), config)
+		}
+		hearV2(t, packet, config)
+	})
+}
+
+func hearV2(t *testing.T, packet []byte, config uint8) {
+	p, err := mld.Parse(packet, 0)
+	if err != nil {
+		return
+	}
+	cfg := listener.Config{Version: []mld.Version{0, mld.Version2, 0, mld.Version1}[config%4], Robustness: 1 + int(config/4%7)}
+	n := newNode(t, cfg, &share{1, 2})
+	steps := []string{
+		"source fe80::a",
+		"listen ff05::8 EX(s1)", "listen ff05::9 IN(s1,s2)", "listen ff3e::8000:1 IN(s1) by 2", "listen ff02::1 EX()", // told
+		"query2 ff05::9 1m sources s1", // pending beside a general answer
+		"query2 :: 2m",
+		"listen ff05::8 EX(s2)", "listen ff05::a EX()", // being told
+		"listen ff05::77 EX()", "listen ff05::77 IN()", // left, which is being told
+		"listen ff05::78 IN(s3)", "listen ff05::78 IN()",
+	}
+	if config%4 == 2 { // version 1 mode, with a version 1 answer pending
+		steps = append(steps, "query ff05::8 1m", "report ff05::9")
+	}
+	for i, step := range steps {
+		if i == 5 {
+			n.runUntil(time.Minute)
+		}
+		f := strings.Fields(step)
+		n.do(n.now, f[0], f[1:])
+	}
+	before, version := snapshot(n.l), n.l.Version()
+	n.now += 100 * time.Millisecond
+	sent := len(n.packets)
+	n.l.Receive(epoch.Add(n.now), p.Src, p.Message)
+	n.drain()
+
+	same := func() {
+		t.Helper()
+		after := snapshot(n.l)
+		for name, was := range before {
+			is, ok := after[name]
+			if !ok || is.Mode != was.Mode || is.Subscribers != was.Subscribers || !slices.Equal(is.Sources, was.Sources) {
+				t.Fatalf("%+v: %v was %+v and is %+v", p.Message, name, was, is)
+			}
+		}
+		if len(after) != len(before) {
+			t.Fatalf("%+v: %d addresses, want %d", p.Message, len(after), len(before))
+		}
+	}
+	same()
+	for _, b := range n.packets[sent:] {
+		got, err := mld.Parse(b, 0)
+		changed := n.l.Version() != version && p.Message.Version == mld.Version1 && p.Message.Type == mld.TypeQuery
+		atOnce := n.l.Version() == mld.Version1 && p.Message.MaxResponseCode == 0 && p.Message.Type == mld.TypeQuery
+		if err != nil || !(got.Message.Type == mld.TypeDone && changed) && !(got.Message.Type == mld.TypeReport && atOnce) {
+			t.Fatalf("%+v is answered at once with %+v", p.Message, got.Message)
+		}
+	}
+	n.runUntil(forever)
+	same()
+	if slots := n.l.Slots(); slots != len(before) {
+		t.Fatalf("%+v: %d addresses are kept, %d listened to", p.Message, slots, len(before))
+	}
+
+	n.transcript = nil
+	n.do(n.now, "query2", []string{"::", "1s"})
+	n.runUntil(forever)
+	answers := strings.Join(n.transcript, "\n")
+	for name, a := range before {
+		if a.Reportable && strings.Count(answers, name+";")+strings.Count(answers, name+")")+strings.Count(answers, name+" answer") != 1 {
+			t.Fatalf("%+v: %v is not answered once: %s", p.Message, name, answers)
+		}
+	}
+}
+
 // What is no Query and no Report about an address listened to leaves no trace in any state.
 func TestV1_12_V1_19_V1_21_K49_K51_K84_IrrelevantMessages(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		l, err := listener.New(listener.Config{Profile: rapid.SampledFrom([]listener.Profile{0, 1}).Draw(t, "profile")}, &share{1, 2})
+		l, err := listener.New(listener.Config{Version: mld.Version1, Profile: rapid.SampledFrom([]listener.Profile{0, 1}).Draw(t, "profile")}, &share{1, 2})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -248,9 +248,11 @@ var kameScenarios = []struct {
 
 func TestKAME(t *testing.T) {
 	for _, s := range kameScenarios {
-		t.Run(s.rule+" "+s.name, func(t *testing.T) {
-			t.Run("kame", func(t *testing.T) { scenario(t, listener.Config{Profile: listener.KAME}, s.kame) })
-			t.Run("rfc", func(t *testing.T) { scenario(t, listener.Config{}, s.rfc) })
+		t.Run(s.name, func(t *testing.T) {
+			t.Run("kame", func(t *testing.T) {
+				scenario(t, listener.Config{Version: mld.Version1, Profile: listener.KAME}, s.kame)
+			})
+			t.Run("rfc", func(t *testing.T) { scenario(t, listener.Config{Version: mld.Version1}, s.rfc) })
 		})
 	}
 }
@@ -352,9 +354,11 @@ var commonScenarios = []struct{ rule, name, transcript string }{
 
 func TestKAMEConforms(t *testing.T) {
 	for _, s := range commonScenarios {
-		t.Run(s.rule+" "+s.name, func(t *testing.T) {
-			t.Run("kame", func(t *testing.T) { scenario(t, listener.Config{Profile: listener.KAME}, s.transcript) })
-			t.Run("rfc", func(t *testing.T) { scenario(t, listener.Config{}, s.transcript) })
+		t.Run(s.name, func(t *testing.T) {
+			t.Run("kame", func(t *testing.T) {
+				scenario(t, listener.Config{Version: mld.Version1, Profile: listener.KAME}, s.transcript)
+			})
+			t.Run("rfc", func(t *testing.T) { scenario(t, listener.Config{Version: mld.Version1}, s.transcript) })
 		})
 	}
 }
@@ -363,7 +367,7 @@ func TestKAMEConforms(t *testing.T) {
 // panic that is asked for from an empty range.
 func TestV1_26_K32_EveryDelayCanBeDrawn(t *testing.T) {
 	for _, profile := range []listener.Profile{listener.RFC, listener.KAME} {
-		n := newNode(t, listener.Config{Profile: profile}, &share{1, 1})
+		n := newNode(t, listener.Config{Version: mld.Version1, Profile: profile}, &share{1, 1})
 		n.l.SetSource(epoch, own)
 		n.do(0, "join", []string{"ff05::8"})
 		n.runUntil(time.Minute)
@@ -399,7 +403,7 @@ func generalQuery(mrd uint16) mld.Message {
 
 // What could not be sent when it came up is not sent later either.
 func TestK18_K56_LostForGood(t *testing.T) {
-	n := newNode(t, listener.Config{Profile: listener.KAME}, &share{1, 1})
+	n := newNode(t, listener.Config{Version: mld.Version1, Profile: listener.KAME}, &share{1, 1})
 	for _, filter := range []listener.Filter{listener.AnySource, {}} {
 		if err := n.l.Listen(epoch, 1, address(0), filter); err != nil {
 			t.Fatal(err)
@@ -414,7 +418,7 @@ func TestK18_K56_LostForGood(t *testing.T) {
 
 // No zone of an address gets anywhere: not into the octets, not into the comparison with our own source.
 func TestK62_Zones(t *testing.T) {
-	n := newNode(t, listener.Config{}, &share{1, 1})
+	n := newNode(t, listener.Config{Version: mld.Version1}, &share{1, 1})
 	n.l.SetSource(epoch, own.WithZone("eth0"))
 	if n.l.Source() != own {
 		t.Errorf("the source is %v, want %v", n.l.Source(), own)
@@ -432,7 +436,7 @@ func TestK62_Zones(t *testing.T) {
 }
 
 func TestK66_K67_Counters(t *testing.T) {
-	n := newNode(t, listener.Config{}, &share{1, 1})
+	n := newNode(t, listener.Config{Version: mld.Version1}, &share{1, 1})
 	for _, line := range [][]string{
 		{"source", "fe80::a"},
 		{"join", "ff05::8"}, // a Report

@@ -115,6 +115,7 @@ type Listener struct {
 
 	addresses  table
 	timers     timers
+	wanted     int   // reportable addresses listened to
 	sourceOnly int   // SSM addresses listened to
 	announce   sweep // all addresses to be told anew
 
@@ -198,22 +199,22 @@ func (l *Listener) Mirror(now time.Time, id SubscriberID, addr netip.Addr, f Fil
 			return fmt.Errorf("listener: %v: source %v is not an IPv6 unicast address without a zone", addr, s)
 		}
 	}
+	t := l.begin(now)
 	slot, ok := l.find(addr.As16())
 	switch {
 	case f.wantsNothing() && !ok:
-		return nil
-	case f.wantsNothing():
-		l.unsubscribe(l.elapsed(now), slot, id)
 		return nil
 	case !ok:
 		slot = l.create(addr)
 	}
 	was := l.addresses.at(slot).has(listening)
-	l.addresses.subscribe(slot, id, f)
-	if !was && l.cfg.SourceSpecific(addr) {
-		l.sourceOnly++
+	if f.wantsNothing() {
+		l.addresses.unsubscribe(slot, id)
+	} else {
+		l.addresses.subscribe(slot, id, f)
 	}
-	l.changed(l.elapsed(now), slot)
+	l.recount(slot, was)
+	l.changed(t, slot)
 	return nil
 }
 
@@ -227,45 +228,48 @@ func (l *Listener) create(addr netip.Addr) (slot uint32) {
 	return slot
 }
 
-func (l *Listener) unsubscribe(t int64, slot uint32, id SubscriberID) {
-	was := l.addresses.at(slot).has(listening)
-	l.addresses.unsubscribe(slot, id)
-	l.left(slot, was)
-	l.changed(t, slot)
-}
-
-// left counts an address that nobody listens to any more.
-func (l *Listener) left(slot uint32, was bool) {
-	e := l.addresses.at(slot)
-	if was && !e.has(listening) && l.cfg.SourceSpecific(netip.AddrFrom16(e.addr)) {
-		l.sourceOnly--
+// recount keeps count of the addresses listened to, after a change of the subscribers of one.
+func (l *Listener) recount(slot uint32, was bool) {
+	e, n := l.addresses.at(slot), 1
+	switch {
+	case was == e.has(listening):
+		return
+	case was:
+		n = -1
+	}
+	if e.has(reportable) {
+		l.wanted += n
+	}
+	if l.cfg.SourceSpecific(netip.AddrFrom16(e.addr)) {
+		l.sourceOnly += n
 	}
 }
 
 // Leave ends every subscription of addr, as if all its subscribers had left.
 func (l *Listener) Leave(now time.Time, addr netip.Addr) {
+	t := l.begin(now)
 	slot, ok := l.find(addr.As16())
 	if !ok {
 		return
 	}
 	was := l.addresses.at(slot).has(listening)
 	l.addresses.unsubscribeAll(slot)
-	l.left(slot, was)
-	l.changed(l.elapsed(now), slot)
+	l.recount(slot, was)
+	l.changed(t, slot)
 }
 
 // Forget ends a subscription like a leave, but if it was the last one, nobody is told: somebody else on this node,
 // with the same source address, goes on speaking for the address.
 func (l *Listener) Forget(now time.Time, id SubscriberID, addr netip.Addr) {
+	t := l.begin(now)
 	slot, ok := l.find(addr.As16())
-	if !ok {
-		return
+	if !ok || !l.addresses.at(slot).has(listening) {
+		return // nobody to forget: a leave that is being told goes on
 	}
-	was := l.addresses.at(slot).has(listening)
 	l.addresses.unsubscribe(slot, id)
-	l.left(slot, was)
+	l.recount(slot, true)
 	if l.addresses.at(slot).has(listening) {
-		l.changed(l.elapsed(now), slot)
+		l.changed(t, slot)
 		return
 	}
 	l.addresses.forgetChange(slot)
@@ -322,6 +326,7 @@ func (l *Listener) SetSource(now time.Time, src netip.Addr) {
 	if src.IsValid() && (!src.Is6() || src.Is4In6() || !src.IsLinkLocalUnicast() && !src.IsUnspecified()) {
 		panic(fmt.Sprintf("listener: source %v is not link-local", src))
 	}
+	t := l.begin(now)
 	src = src.WithZone("") // K62
 	before := l.source
 	l.source = src
@@ -331,16 +336,17 @@ func (l *Listener) SetSource(now time.Time, src netip.Addr) {
 	if l.cfg.Profile == KAME {
 		return // K56, K76: what was not sent is lost
 	}
-	l.announce = sweep{running: true, at: l.elapsed(now)}
+	l.announce = sweep{running: true, at: t}
 	l.advanceAnnouncement()
 }
 
 // Receive tells of a message heard on the interface from src. The caller has checked the packet as [mld.Parse]
 // does; what is not meant for a listener is ignored (V1-21, V2-15).
 func (l *Listener) Receive(now time.Time, src netip.Addr, m mld.Message) {
+	t := l.begin(now)
 	switch m.Type {
 	case mld.TypeQuery:
-		l.receiveQuery(l.elapsed(now), &m) // also a router's on this node: RFC 2710 section 2
+		l.receiveQuery(t, &m) // also a router's on this node: RFC 2710 section 2
 	case mld.TypeReport:
 		if src != l.source { // V1-25, K43: our own voice, come back
 			l.receiveReport(m.MulticastAddress)
@@ -374,11 +380,7 @@ func (l *Listener) receiveReport(a netip.Addr) {
 
 // Advance does what is due at now: expired timers, and a piece of what concerns all addresses.
 func (l *Listener) Advance(now time.Time) {
-	t := l.elapsed(now)
-	if l.older <= t { // V2-54
-		l.older = never
-		l.setVersion(mld.Version2)
-	}
+	t := l.begin(now)
 	l.settleCancelled()
 	l.advanceAnnouncement()
 	l.advanceAnswers()
@@ -406,6 +408,7 @@ func (l *Listener) expire(t int64, timer timer) {
 		}
 	case l.version == mld.Version2:
 		l.queueChange(t, timer.slot)
+		l.release(timer.slot) // if nothing can be sent, a leave has nothing more to tell
 	default:
 		cause := CauseAnswer
 		if e.has(repeating) {
@@ -431,10 +434,16 @@ func (l *Listener) NextDeadline() (time.Time, bool) {
 	return l.base.Add(time.Duration(due)), true
 }
 
-// elapsed is the listener's own time: nanoseconds since the first call.
-func (l *Listener) elapsed(now time.Time) int64 {
+// begin begins a call: it tells the listener's own time, nanoseconds since the first call, and sees to it that the
+// call finds the mode of that time, even if Advance is late.
+func (l *Listener) begin(now time.Time) int64 {
 	if !l.based {
 		l.base, l.based = now, true
 	}
-	return int64(now.Sub(l.base))
+	t := int64(now.Sub(l.base))
+	if l.older <= t { // V2-54
+		l.older = never
+		l.setVersion(mld.Version2)
+	}
+	return t
 }

@@ -32,7 +32,7 @@ type model struct {
 }
 
 type group struct {
-	subscribers map[listener.SubscriberID]bool
+	subscribers map[listener.SubscriberID]listener.Filter
 	flag        bool // we were the last to report
 	reported    bool
 
@@ -77,12 +77,12 @@ func (m *model) sendReport(addr netip.Addr, cause listener.Cause) bool {
 	return true
 }
 
-func (m *model) listen(t time.Duration, id listener.SubscriberID, addr netip.Addr) {
+func (m *model) listen(t time.Duration, id listener.SubscriberID, addr netip.Addr, f listener.Filter) {
 	if g := m.groups[addr]; g != nil {
-		g.subscribers[id] = true
+		g.subscribers[id] = f
 		return
 	}
-	m.groups[addr] = &group{subscribers: map[listener.SubscriberID]bool{id: true}}
+	m.groups[addr] = &group{subscribers: map[listener.SubscriberID]listener.Filter{id: f}}
 	if !silent(addr) {
 		m.start(t, addr, listener.CauseJoined)
 	}
@@ -119,7 +119,10 @@ func (m *model) draw(t, d time.Duration) time.Duration {
 
 func (m *model) leave(id listener.SubscriberID, addr netip.Addr, done bool) {
 	g := m.groups[addr]
-	if g == nil || !g.subscribers[id] {
+	if g == nil {
+		return
+	}
+	if _, ok := g.subscribers[id]; !ok {
 		return
 	}
 	delete(g.subscribers, id)
@@ -242,6 +245,14 @@ func (m *model) states() map[string]listener.Address {
 		a := listener.Address{
 			Addr: addr, Reportable: !silent(addr), Reported: g.reported, LastReporter: g.flag, Subscribers: len(g.subscribers),
 		}
+		for _, f := range g.subscribers { // of one source or of any: see the filters drawn
+			if f.Mode == listener.Exclude {
+				a.Mode = listener.Exclude
+			}
+		}
+		if a.Mode == listener.Include {
+			a.Sources = []netip.Addr{other}
+		}
 		if g.delaying || g.ticks > 0 {
 			a.State = listener.DelayingListener
 			a.Due = epoch.Add(g.due)
@@ -345,7 +356,7 @@ var (
 
 func TestV1_06_V1_09_V1_13_V1_14_V1_15_V1_16_V1_18_V1_19_V1_30_V1_31_V1_35_V1_37_Model(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		cfg := listener.Config{Profile: rapid.SampledFrom([]listener.Profile{listener.RFC, listener.KAME}).Draw(t, "profile")}
+		cfg := listener.Config{Version: mld.Version1, Profile: rapid.SampledFrom([]listener.Profile{listener.RFC, listener.KAME}).Draw(t, "profile")}
 		if cfg.Profile == listener.RFC {
 			cfg.Robustness = rapid.IntRange(0, listener.MaxRobustness).Draw(t, "robustness")
 			cfg.AlwaysDone = rapid.Bool().Draw(t, "alwaysDone")
@@ -380,10 +391,11 @@ func TestV1_06_V1_09_V1_13_V1_14_V1_15_V1_16_V1_18_V1_19_V1_30_V1_31_V1_35_V1_37
 		})
 		listen := func(t *rapid.T) {
 			a, by := addr.Draw(t, "addr"), id.Draw(t, "id")
-			if err := l.Listen(c.time(), by, a, filter.Draw(t, "filter")); err != nil {
+			f := filter.Draw(t, "filter")
+			if err := l.Listen(c.time(), by, a, f); err != nil {
 				t.Fatal(err)
 			}
-			c.m.listen(c.now, by, a)
+			c.m.listen(c.now, by, a, f)
 		}
 		query := func(t *rapid.T, about netip.Addr) {
 			mrd := rapid.SampledFrom(modelDelays).Draw(t, "mrd")
@@ -409,7 +421,7 @@ func TestV1_06_V1_09_V1_13_V1_14_V1_15_V1_16_V1_18_V1_19_V1_30_V1_31_V1_35_V1_37
 			},
 			"forget": func(t *rapid.T) {
 				a, by := addr.Draw(t, "addr"), id.Draw(t, "id")
-				l.Forget(by, a)
+				l.Forget(c.time(), by, a)
 				c.m.leave(by, a, false)
 			},
 			"generalQuery":  func(t *rapid.T) { query(t, netip.IPv6Unspecified()) },

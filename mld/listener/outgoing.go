@@ -58,10 +58,17 @@ func (l *Listener) Outgoing() iter.Seq[Packet] {
 			if !ok {
 				p, ok = l.nextV2()
 			}
-			if !ok {
+			switch {
+			case !ok && l.out.len == 0: // what is looked at on the way may have been cut off and owe a Done
 				return
+			case !ok || !l.canSend():
+				continue
+			case p.Cause == CauseLeft:
+				l.counters.DonesSent++
+			default:
+				l.counters.ReportsSent++
 			}
-			if l.canSend() && !yield(p) {
+			if !yield(p) {
 				return
 			}
 		}
@@ -88,13 +95,9 @@ func (l *Listener) nextV1() (Packet, bool) {
 	if o.cause == CauseLeft {
 		p.Dst = mld.AllRouters // V1-9, K60
 		l.buf = mld.AppendDone(l.buf[:0], l.source, a)
-		l.counters.DonesSent++
 	} else {
 		l.buf = mld.AppendReport(l.buf[:0], l.source, a)
-		l.counters.ReportsSent++
-		if e := l.addresses.at(o.slot); e.addr == o.addr && !l.source.IsUnspecified() {
-			e.set(reported)
-		}
+		l.noteReported(o.slot, o.addr)
 	}
 	p.Bytes = l.buf
 	return p, true
@@ -104,6 +107,7 @@ func (l *Listener) nextV1() (Packet, bool) {
 type record struct {
 	kind    mld.RecordType
 	addr    addr
+	slot    uint32 // of addr, unless another address has it now
 	sources []addr
 }
 
@@ -130,13 +134,15 @@ func (l *Listener) nextV2() (Packet, bool) {
 			p.Addr = netip.AddrFrom16(r.addr)
 		}
 		full = l.addRecord(r)
+		if !full && l.records.len == 0 && l.recordsOf == CauseAnswer && l.specific.len == 0 {
+			l.addPlain()
+		}
 	}
 	if l.writer.Len() == 0 {
 		return Packet{}, false
 	}
 	p.Records = l.writer.Len()
 	p.Bytes = l.writer.Packet(l.source)
-	l.counters.ReportsSent++
 	return p, true
 }
 
@@ -187,34 +193,53 @@ func (l *Listener) nextCurrent() bool {
 
 // addRecord adds a record to the packet, or as much of it as fits, and tells whether the packet is full.
 func (l *Listener) addRecord(r *record) (full bool) {
-	room := l.writer.Room()
-	switch {
-	case room >= len(r.sources):
-		l.writer.Add(r.kind, &r.addr, r.sources)
-		l.noteReported(r)
-		l.records.pop()
-		return false
-	case l.writer.Len() > 0:
-		return true
-	case r.kind == mld.ModeIsExclude || r.kind == mld.ChangeToExclude:
-		// V2-48: the rest goes unreported, and the set is sorted, so that it is the same sources every time.
-		l.writer.Add(r.kind, &r.addr, r.sources[:room])
-		l.noteReported(r)
-		l.records.pop()
-	default: // V2-47: disjoint parts, each in a Report of its own
-		l.writer.Add(r.kind, &r.addr, r.sources[:room])
-		l.noteReported(r)
-		r.sources = r.sources[room:]
+	sources := r.sources
+	if room := l.writer.Room(); room < len(sources) {
+		if l.writer.Len() > 0 {
+			return true
+		}
+		sources, full = sources[:room], true
 	}
-	return true
+	l.writer.Add(r.kind, &r.addr, sources)
+	if r.wanted() {
+		l.noteReported(r.slot, r.addr)
+	}
+	if full && r.kind != mld.ModeIsExclude && r.kind != mld.ChangeToExclude {
+		r.sources = r.sources[len(sources):] // V2-47: disjoint parts, each in a Report of its own
+		return true
+	}
+	// V2-48: the rest of an exclude list goes unreported. The set is sorted, so it is the same sources every time.
+	l.records.pop()
+	return full
 }
 
-// noteReported notes that an address has been reported as wanted.
-func (l *Listener) noteReported(r *record) {
-	if l.source.IsUnspecified() || r.kind == mld.BlockOldSources || r.kind == mld.ChangeToInclude && len(r.sources) == 0 {
-		return
+// addPlain adds the records of a general answer as long as they are what most are: of an address that is wanted from
+// any source, which needs no closer look.
+func (l *Listener) addPlain() {
+	const plain = inUse | listening | reportable | exclude
+	var heard flags
+	if l.source.IsLinkLocalUnicast() {
+		heard = reported
 	}
-	if slot, ok := l.addresses.slotOf[r.addr]; ok {
-		l.addresses.at(slot).set(reported)
+	for l.current.running && l.writer.Room() >= 0 {
+		e := l.addresses.at(l.current.next)
+		if e.flags&(plain|extended) != plain || e.epoch != l.epoch {
+			return
+		}
+		l.writer.Add(mld.ModeIsExclude, &e.addr, nil)
+		e.set(heard)
+		l.current.take(l.addresses.slots(), 1)
+	}
+}
+
+// wanted tells whether a record says that its address is listened to.
+func (r *record) wanted() bool {
+	return r.kind != mld.BlockOldSources && (r.kind != mld.ChangeToInclude || len(r.sources) > 0)
+}
+
+// noteReported notes that an address has been reported to those who listen to Reports.
+func (l *Listener) noteReported(slot uint32, a addr) {
+	if e := l.addresses.at(slot); e.addr == a && l.source.IsLinkLocalUnicast() {
+		e.set(reported)
 	}
 }

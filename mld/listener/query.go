@@ -41,6 +41,9 @@ func (l *Listener) receiveQuery(t int64, m *mld.Message) {
 	if older {
 		l.countSourceOnly(m)
 	}
+	if m.MulticastAddress.IsUnspecified() {
+		l.queryResponseInterval = m.MaxResponseDelay() // V2-68
+	}
 	if older && l.cfg.Version != mld.Version1 {
 		l.heardOlder(t)
 	}
@@ -50,9 +53,6 @@ func (l *Listener) receiveQuery(t int64, m *mld.Message) {
 	} else {
 		l.learn(m)
 		l.receiveQueryV2(t, m, m.MaxResponseDelay())
-	}
-	if m.MulticastAddress.IsUnspecified() {
-		l.queryResponseInterval = m.MaxResponseDelay() // V2-68
 	}
 }
 
@@ -143,6 +143,9 @@ func (l *Listener) queryV1(slot uint32, t int64, mrd time.Duration) {
 // The answers of MLDv2: one Interface Timer, and a timer for an address that is asked for by name (V2-33).
 
 func (l *Listener) receiveQueryV2(t int64, m *mld.Message, mrd time.Duration) {
+	if l.wanted == 0 {
+		return // V2-34
+	}
 	due := l.answerWithin(t, mrd)
 	if l.general < due {
 		return // V2-35, rule 1
@@ -152,7 +155,7 @@ func (l *Listener) receiveQueryV2(t int64, m *mld.Message, mrd time.Duration) {
 		return
 	}
 	slot, ok := l.find(m.MulticastAddress.As16())
-	if !ok || !l.addresses.at(slot).has(reportable) || !l.addresses.at(slot).has(listening) {
+	if !ok || !l.addresses.concerns(slot, m.Sources) {
 		return // V2-34
 	}
 	x := l.addresses.extend(slot)
@@ -167,6 +170,20 @@ func (l *Listener) receiveQueryV2(t int64, m *mld.Message, mrd time.Duration) {
 		due = min(due, l.timers.due(x.answer))
 	}
 	l.timers.set(&l.addresses, slot, answerTimer, due)
+}
+
+// concerns tells whether a Query for an address, and for these sources if there are any, is about what is wanted.
+func (t *table) concerns(slot uint32, asked mld.Sources) bool {
+	e := t.at(slot)
+	if !e.has(listening) || !e.has(reportable) {
+		return false
+	}
+	for a := range asked.All() {
+		if t.forwards(slot, a.As16()) {
+			return true
+		}
+	}
+	return asked.Len() == 0
 }
 
 // appendAsked returns the union of recorded and asked sources, or none if they are too many (V2-73).
@@ -200,7 +217,7 @@ func (l *Listener) transmitAnswer(slot uint32) {
 			l.allow = intersection(l.allow, asked, l.addresses.sources(slot))
 		}
 		if len(l.allow) > 0 { // V2-42, V2-43
-			l.records.push(record{kind: mld.ModeIsInclude, addr: e.addr, sources: l.allow})
+			l.records.push(record{kind: mld.ModeIsInclude, addr: e.addr, slot: slot, sources: l.allow})
 		}
 	}
 	l.release(slot)
@@ -212,9 +229,9 @@ func (l *Listener) transmitCurrent(slot uint32) {
 	switch {
 	case !e.has(listening) || !e.has(reportable):
 	case e.has(exclude):
-		l.records.push(record{kind: mld.ModeIsExclude, addr: e.addr, sources: l.addresses.sources(slot)})
+		l.records.push(record{kind: mld.ModeIsExclude, addr: e.addr, slot: slot, sources: l.addresses.sources(slot)})
 	default: // V2-43: a listener in INCLUDE has sources
-		l.records.push(record{kind: mld.ModeIsInclude, addr: e.addr, sources: l.addresses.sources(slot)})
+		l.records.push(record{kind: mld.ModeIsInclude, addr: e.addr, slot: slot, sources: l.addresses.sources(slot)})
 	}
 }
 

@@ -30,11 +30,26 @@ import (
 //	4s   = ff05::8 Idle           this, "last" if its node reported last, "due T" if Delaying
 //	9s   wait                     nothing happens, which shows that nothing was said before
 //
+// and of MLDv2, where s1 is a source, s1-s9 are nine, and EX(s1,s2) is a filter:
+//
+//	0s   mtu 1280
+//	0s   listen ff05::8 IN(s1)      "by 2"; mirror likewise
+//	3s   query2 :: 10s              "sources s1,s2", "qrv 3", "qqic 20s", "code 0x9000" instead of a delay
+//	3s   query2 ff05::8 1s sources s1,s2
+//	3s   > TO_EX(ff05::8; s1,s2) BLOCK(ff05::9; s1)   a Report with two records
+//	3s   ? version
+//
 // Lines with ">" and "=" are the listener's, the others are done to it. When all is done, time goes on until the
 // listener waits for nothing any more. The transcript must come out as it stands.
 func scenario(t *testing.T, cfg listener.Config, transcript string) {
 	t.Helper()
-	n := newNode(t, cfg, &share{1, 1})
+	newNode(t, cfg, &share{1, 1}).play(transcript)
+}
+
+// play carries out a transcript and compares what comes out.
+func (n *node) play(transcript string) {
+	n.t.Helper()
+	n.transcript = nil
 	var want []string
 	for line := range strings.Lines(transcript) {
 		f := strings.Fields(line)
@@ -43,7 +58,7 @@ func scenario(t *testing.T, cfg listener.Config, transcript string) {
 		}
 		at, err := time.ParseDuration(f[0])
 		if err != nil {
-			t.Fatalf("%q: %v", line, err)
+			n.t.Fatalf("%q: %v", line, err)
 		}
 		f[0] = at.String()
 		want = append(want, strings.Join(f, " "))
@@ -56,7 +71,7 @@ func scenario(t *testing.T, cfg listener.Config, transcript string) {
 	}
 	n.runUntil(forever)
 	if diff := cmp.Diff(want, n.transcript); diff != "" {
-		t.Errorf("the listener does not keep to its part (-want +got):\n%s", diff)
+		n.t.Errorf("the listener does not keep to its part (-want +got):\n%s", diff)
 	}
 }
 
@@ -136,6 +151,9 @@ func describe(t testing.TB, p listener.Packet, source netip.Addr) string {
 	if err != nil {
 		t.Fatalf("packet %x: %v", p.Bytes, err)
 	}
+	if got.Message.Type == mld.TypeReportV2 {
+		return describeV2(t, p, got, source)
+	}
 	want := mld.Packet{Src: source, Dst: p.Addr, HopLimit: 1, Message: mld.Message{
 		Type: mld.TypeReport, Version: mld.Version1, MulticastAddress: p.Addr,
 	}}
@@ -166,16 +184,41 @@ func (n *node) do(at time.Duration, verb string, args []string) {
 	n.t.Helper()
 	addr := func(i int) netip.Addr { return netip.MustParseAddr(args[i]) }
 	from, by := other, listener.SubscriberID(1)
-	if i := len(args) - 2; i >= 0 && args[i] == "from" {
-		from = addr(i + 1)
-	} else if i >= 0 && args[i] == "by" {
-		id, err := strconv.Atoi(args[i+1])
+	number := func(s string) int {
+		v, err := strconv.ParseInt(s, 0, 32)
 		if err != nil {
 			n.t.Fatal(err)
 		}
-		by = listener.SubscriberID(id)
+		return int(v)
+	}
+	duration := func(s string) time.Duration {
+		d, err := time.ParseDuration(s)
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		return d
+	}
+	option := func(name string) (value string, ok bool) {
+		i := slices.Index(args, name)
+		if i < 0 {
+			return "", false
+		}
+		return args[i+1], true
+	}
+	if s, ok := option("from"); ok {
+		from = netip.MustParseAddr(s)
+	}
+	if s, ok := option("by"); ok {
+		by = listener.SubscriberID(number(s))
 	}
 	receive := func(m mld.Message) { n.l.Receive(epoch.Add(at), from, m) }
+	before := len(n.transcript)
+	defer func() {
+		n.drain()
+		if verb == "query" || verb == "query2" { // which may concern many addresses, in any order
+			slices.Sort(n.transcript[before:])
+		}
+	}()
 	switch verb {
 	case "wait":
 	case "draw":
@@ -197,14 +240,38 @@ func (n *node) do(at time.Duration, verb string, args []string) {
 			n.t.Fatal(err)
 		}
 	case "forget":
-		n.l.Forget(by, addr(0))
+		n.l.Forget(epoch.Add(at), by, addr(0))
 	case "query":
-		delay, err := time.ParseDuration(args[1])
-		if err != nil {
-			n.t.Fatal(err)
-		}
 		receive(mld.Message{Type: mld.TypeQuery, Version: mld.Version1, MulticastAddress: addr(0),
-			MaxResponseCode: uint16(delay / time.Millisecond)})
+			MaxResponseCode: uint16(duration(args[1]) / time.Millisecond)})
+	case "query2":
+		q := mld.Query{Version: mld.Version2, MulticastAddress: addr(0), QRV: 2, QQIC: mld.EncodeQQIC(125 * time.Second)}
+		if s, ok := option("code"); ok {
+			q.MaxResponseCode = uint16(number(s))
+		} else {
+			q.MaxResponseCode = mld.EncodeMaxResponseCode(duration(args[1]))
+		}
+		if s, ok := option("qrv"); ok {
+			q.QRV = uint8(number(s))
+		}
+		if s, ok := option("qqic"); ok {
+			q.QQIC = mld.EncodeQQIC(duration(s))
+		}
+		if s, ok := option("sources"); ok {
+			q.Sources = sources(n.t, s)
+		}
+		_, q.SuppressRouterProcessing = option("s")
+		n.hear(at, mld.AppendQuery(nil, from, mld.AllNodes, q))
+	case "listen", "mirror":
+		take := n.l.Listen
+		if verb == "mirror" {
+			take = n.l.Mirror
+		}
+		if err := take(epoch.Add(at), by, addr(0), filter(n.t, args[1])); err != nil {
+			n.log(at, "= "+err.Error())
+		}
+	case "mtu":
+		n.l.SetMTU(number(args[0]))
 	case "report":
 		receive(mld.Message{Type: mld.TypeReport, Version: mld.Version1, MulticastAddress: addr(0)})
 	case "done":
@@ -212,11 +279,14 @@ func (n *node) do(at time.Duration, verb string, args []string) {
 	case "reportv2":
 		receive(mld.Message{Type: mld.TypeReportV2, Version: mld.Version2})
 	case "?":
+		if args[0] == "version" {
+			n.log(at, fmt.Sprint("= version ", n.l.Version()))
+			break
+		}
 		n.log(at, "= "+args[0]+" "+n.state(addr(0)))
 	default:
 		n.t.Fatalf("%q is no verb of a scenario", verb)
 	}
-	n.drain()
 }
 
 func (n *node) state(addr netip.Addr) string {
@@ -225,10 +295,17 @@ func (n *node) state(addr netip.Addr) string {
 		return "Non-Listener"
 	}
 	s := strings.TrimSuffix(a.State.String(), " Listener")
+	if n.l.Version() == mld.Version2 {
+		kind := "IN"
+		if a.Mode == listener.Exclude {
+			kind = "EX"
+		}
+		s = kind + "(" + sourceNames(a.Sources) + ") " + s
+	}
 	if a.State == listener.DelayingListener {
 		s += " due " + a.Due.Sub(epoch).String()
 	}
-	if a.LastReporter {
+	if a.LastReporter && n.l.Version() == mld.Version1 {
 		s += " last"
 	}
 	return s
@@ -238,3 +315,133 @@ func (n *node) state(addr netip.Addr) string {
 type share struct{ num, den int64 }
 
 func (s *share) Int64N(n int64) int64 { return max(n*s.num/s.den-1, 0) }
+
+// hear has the listener hear a packet, as an agent would.
+func (n *node) hear(at time.Duration, packet []byte) {
+	n.t.Helper()
+	p, err := mld.Parse(packet, 0)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.l.Receive(epoch.Add(at), p.Src, p.Message)
+	clear(packet) // the listener must not have kept any of it
+}
+
+// source makes the i-th source, which scenarios call s1, s2 and so on.
+func source(i int) netip.Addr {
+	return netip.AddrFrom16([16]byte{0: 0x20, 1: 0x01, 2: 0x0d, 3: 0xb8, 14: byte(i >> 8), 15: byte(i)})
+}
+
+// sources reads a list of sources: "s1,s3-s5".
+func sources(t testing.TB, list string) []netip.Addr {
+	t.Helper()
+	var all []netip.Addr
+	for _, s := range strings.FieldsFunc(list, func(r rune) bool { return r == ',' }) {
+		first, last, isRange := strings.Cut(s, "-")
+		if !isRange {
+			last = first
+		}
+		if a, err := netip.ParseAddr(first); err == nil {
+			all = append(all, a)
+			continue
+		}
+		var from, to int
+		if _, err := fmt.Sscanf(first+" "+last, "s%d s%d", &from, &to); err != nil {
+			t.Fatalf("%q is no list of sources: %v", list, err)
+		}
+		for i := from; i <= to; i++ {
+			all = append(all, source(i))
+		}
+	}
+	return all
+}
+
+// sourceNames writes a list of sources as sources reads it.
+func sourceNames(list []netip.Addr) string {
+	var names []string
+	for i := 0; i < len(list); {
+		b := list[i].As16()
+		first := int(b[14])<<8 | int(b[15])
+		if source(first) != list[i] {
+			names = append(names, list[i].String())
+			i++
+			continue
+		}
+		run := 1
+		for i+run < len(list) && list[i+run] == source(first+run) {
+			run++
+		}
+		if run < 4 {
+			run = 1
+			names = append(names, fmt.Sprintf("s%d", first))
+		} else {
+			names = append(names, fmt.Sprintf("s%d-s%d", first, first+run-1))
+		}
+		i += run
+	}
+	return strings.Join(names, ",")
+}
+
+// filter reads a filter: "EX(s1,s2)".
+func filter(t testing.TB, s string) listener.Filter {
+	t.Helper()
+	mode, list, ok := strings.Cut(strings.TrimSuffix(s, ")"), "(")
+	f := listener.Filter{Sources: sources(t, list)}
+	switch {
+	case ok && mode == "IN":
+	case ok && mode == "EX":
+		f.Mode = listener.Exclude
+	default:
+		t.Fatalf("%q is no filter", s)
+	}
+	return f
+}
+
+// describeV2 writes the records of a Report, and insists on what holds for every Report of version 2.
+func describeV2(t testing.TB, p listener.Packet, got mld.Packet, source netip.Addr) string {
+	t.Helper()
+	if got.Src != source || got.Dst != mld.AllMLDv2Routers || p.Dst != got.Dst || got.HopLimit != 1 {
+		t.Fatalf("a Report goes from %v to %v with hop limit %d, handed out for %v", got.Src, got.Dst, got.HopLimit, p.Dst)
+	}
+	var s []string
+	var again []mld.Record
+	for r := range got.Message.Records.All() {
+		answer := r.Type == mld.ModeIsInclude || r.Type == mld.ModeIsExclude
+		switch {
+		case answer != (p.Cause == listener.CauseAnswer), !answer && p.Cause != listener.CauseChanged:
+			t.Fatalf("a record %v is handed out as %v", r.Type, p.Cause)
+		case r.Sources.Len() == 0 && (r.Type == mld.ModeIsInclude || r.Type == mld.AllowNewSources || r.Type == mld.BlockOldSources):
+			t.Fatalf("a record %v has no sources", r.Type) // V2-25, V2-43
+		case !mld.Reportable(r.MulticastAddress):
+			t.Fatalf("%v is reported", r.MulticastAddress) // V2-18
+		}
+		list := slices.Collect(r.Sources.All())
+		again = append(again, mld.Record{Type: r.Type, MulticastAddress: r.MulticastAddress, Sources: list})
+		text := fmt.Sprintf("%v(%v", r.Type, r.MulticastAddress)
+		if len(list) > 0 {
+			text += "; " + sourceNames(list)
+		}
+		s = append(s, text+")")
+	}
+	if len(s) == 0 || p.Records != len(s) || p.Addr != again[0].MulticastAddress {
+		t.Fatalf("a Report of %d records about %v is handed out as one of %d about %v",
+			len(s), again[0].MulticastAddress, p.Records, p.Addr)
+	}
+	// No auxiliary data, no octet more than there must be (V2-2, V2-3, V2-4).
+	if want := mld.AppendReportV2(nil, source, again); !bytes.Equal(want, p.Bytes) {
+		t.Fatalf("a Report is\n%x, want\n%x", p.Bytes, want)
+	}
+	// In which order the addresses come is nobody's concern.
+	slices.SortStableFunc(s, func(a, b string) int { return strings.Compare(addressOf(a), addressOf(b)) })
+	if source != own {
+		s = append(s, "from "+source.String())
+	}
+	return strings.Join(s, " ")
+}
+
+// addressOf is the address in the text of a record.
+func addressOf(record string) string {
+	_, rest, _ := strings.Cut(strings.TrimSuffix(record, ")"), "(")
+	addr, _, _ := strings.Cut(rest, ";")
+	return addr
+}

@@ -118,6 +118,11 @@ func (t *table) sources(slot uint32) []addr {
 	return nil
 }
 
+// forwards tells whether the interface's filter lets a source in.
+func (t *table) forwards(slot uint32, source addr) bool {
+	return contains(t.sources(slot), source) != t.at(slot).has(exclude)
+}
+
 // slots is the number of slots in use and free.
 func (t *table) slots() uint32 { return t.entries.len }
 
@@ -155,6 +160,7 @@ func (t *table) subscribe(slot uint32, id SubscriberID, f Filter) {
 	case !e.has(listening):
 		e.first = id
 		e.set(listening)
+		e.clear(reported)
 	case e.first != id && !slices.Contains(t.others[slot], id):
 		t.others[slot] = append(t.others[slot], id)
 		e.set(shared)
