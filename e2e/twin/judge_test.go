@@ -117,6 +117,9 @@ func replay(s *spec, events []event, packets []packet) round {
 			for n := range s.groups {
 				r.order[n] += fmt.Sprint(len(r.steps))
 			}
+		case e.step.report != nobody:
+			s.heard(e.step.report)
+			r.order[e.step.report] += fmt.Sprint(len(r.steps))
 		case e.step.back:
 			s.v1 = false
 			s.groups[sentinel].reports, s.groups[sentinel].dones = 0, 0

@@ -14,6 +14,7 @@ import (
 type spec struct {
 	kernel  bool
 	rv      int // Robustness Variable
+	qqi     int // Querier's Query Interval in seconds
 	v1      bool
 	groups  map[name]*state
 	general *answer // to a General Query
@@ -30,8 +31,11 @@ type state struct {
 	dones    int             // MLDv1: Dones to come
 	deviated map[string]bool // deviations of the kernel met in this round
 
-	// What the kernel is excused from until the round ends: telling changes, answering.
-	changesExcused, answersExcused bool
+	// The deviations that excuse the kernel from telling changes and from answering, until the round ends; "" is none.
+	changesExcused, answersExcused string
+
+	suppressed string // MLDv1: another node was the last to report the group; by V1-18 or a deviation
+	answered   bool   // the kernel's flag of the last reporter
 }
 
 // answer is a pending answer to a query.
@@ -42,7 +46,7 @@ type answer struct {
 }
 
 func newSpec(kernel bool) *spec {
-	s := &spec{kernel: kernel, rv: 2, groups: map[name]*state{}}
+	s := &spec{kernel: kernel, rv: 2, qqi: 125, groups: map[name]*state{}}
 	for n := range addresses {
 		s.groups[n] = &state{sockets: map[int]filter{}, counts: map[set]int{}}
 		s.groups[n].deviated = map[string]bool{}
@@ -90,10 +94,18 @@ func (g *state) merged() filter {
 	return f
 }
 
+// version is that of the mode.
+func (s *spec) version() int {
+	if s.v1 {
+		return 1
+	}
+	return 2
+}
+
 // excuseChanges excuses the kernel from telling the changes of a group as they are, until the round ends.
 func (s *spec) excuseChanges(g *state, deviation string) {
 	if s.kernel {
-		g.changesExcused, g.deviated[deviation] = true, true
+		g.changesExcused, g.deviated[deviation] = deviation, true
 		g.modes, g.counts = 0, map[set]int{}
 	}
 }
@@ -101,7 +113,7 @@ func (s *spec) excuseChanges(g *state, deviation string) {
 // excuseAnswers excuses the kernel from answering specific queries for a group as it should, until the round ends.
 func (s *spec) excuseAnswers(g *state, deviation string) {
 	if s.kernel {
-		g.answersExcused, g.deviated[deviation] = true, true
+		g.answersExcused, g.deviated[deviation] = deviation, true
 		if g.answer != nil {
 			g.answer.optional = true
 		}
@@ -122,11 +134,23 @@ func (s *spec) listen(socket int, n name, f filter) {
 		switch {
 		case !before.wants() && g.wants(): // V2-50, V1-6
 			g.reports = 2
-		case before.wants() && !g.wants(): // V1-9
+		case before.wants() && !g.wants(): // V1-9, V1-31
 			g.reports, g.dones = 0, 1
+			if g.suppressed == "" && s.kernel && !g.answered {
+				g.suppressed = "T10"
+			}
+			switch g.suppressed {
+			case "":
+			case "V1-18":
+				g.dones = 0
+			default:
+				g.dones = 0
+				g.deviated[g.suppressed] = true
+			}
+			g.suppressed, g.answered = "", false
 		}
-		if g.wants() {
-			s.excuseChanges(g, "T9")
+		if s.kernel && g.wants() {
+			g.changesExcused = "T8"
 		}
 		return
 	}
@@ -150,7 +174,10 @@ func (s *spec) listen(socket int, n name, f filter) {
 	case left && !before.exclude && pendingMode:
 		s.excuseChanges(g, "T2")
 	}
-	if g.changesExcused {
+	if left {
+		g.suppressed, g.answered = "", false
+	}
+	if g.changesExcused != "" {
 		g.modes, g.counts = 0, map[set]int{}
 	}
 	if g.answer != nil && g.answer.sources != 0 && g.filter != before {
@@ -158,17 +185,65 @@ func (s *spec) listen(socket int, n name, f filter) {
 	}
 }
 
+// enterV1 is the change to MLDv1 mode, which cancels all that is pending (V2-53).
+func (s *spec) enterV1() {
+	s.v1 = true
+	s.general = nil
+	for _, g := range s.groups {
+		switch {
+		case !g.untold():
+		case g.wants() && s.kernel:
+			g.changesExcused = "T8"
+		case !g.wants() && s.kernel:
+			g.deviated["L14"] = true
+		case !g.wants():
+			g.dones = 1 // so that the leave is told after all
+		}
+		g.modes, g.counts = 0, map[set]int{}
+		if s.kernel && g.answer != nil {
+			g.reports = 1
+			g.deviated["T7"] = true
+		}
+		g.answer = nil
+	}
+}
+
+// heard is an MLDv1 Report of another node (RFC 2710 section 4, RFC 9777 section 8.2.2).
+func (s *spec) heard(n name) {
+	g := s.groups[n]
+	switch {
+	case !g.wants():
+	case n.sourceSpecific() && s.kernel:
+		g.deviated["T12"] = true
+		g.reports, g.suppressed, g.answer = 0, "T12", nil
+	case n.sourceSpecific(): // V2-55
+	case !s.v1 && s.kernel:
+		if g.answer != nil {
+			g.deviated["L17"] = true
+		}
+		g.answer, g.answered = nil, false
+	case !s.v1:
+	case g.reports > 0: // V1-18
+		g.reports, g.suppressed = 0, "V1-18"
+	case s.kernel: // V1-19
+		g.suppressed = "L16"
+	}
+}
+
 // query is a Query that has been read (RFC 9777 section 6.2).
 func (s *spec) query(q query, now time.Time) {
 	latest := now.Add(q.delay)
-	if q.version == 1 {
-		if !s.v1 { // V2-53
-			s.general = nil
-			for _, g := range s.groups {
-				g.answer, g.modes, g.counts = nil, 0, map[set]int{}
+	if q.version == 1 && s.kernel && s.qqi == 0 { // T11: the kernel is back at once
+		for n, g := range s.groups {
+			if g.wants() && (q.group == nobody || q.group == n) && n != barrier {
+				g.answer = &answer{latest: latest, optional: true}
+				g.deviated["T11"] = true
 			}
 		}
-		s.v1 = true
+		return
+	}
+	if q.version == 1 && !s.v1 {
+		s.enterV1()
 	}
 	if s.v1 {
 		for n, g := range s.groups {
@@ -178,12 +253,13 @@ func (s *spec) query(q query, now time.Time) {
 		}
 		return
 	}
+	s.qqi = q.qqi
 	switch {
 	case q.qrv != 0 && s.kernel:
 		s.rv = max(q.qrv, 2) // L2
 	case q.qrv != 0:
 		s.rv = q.qrv // V2-13
-	case s.kernel: // T10: keeps the last one
+	case s.kernel: // T9: keeps the last one
 	default:
 		s.rv = 2
 	}
@@ -221,7 +297,7 @@ func (s *spec) query(q query, now time.Time) {
 	}
 	if !matches {
 		if g.answer != nil && g.answer.sources != 0 && !g.exclude {
-			s.excuseAnswers(g, "T7")
+			s.excuseAnswers(g, "T6")
 		}
 		return // V2-34
 	}
@@ -335,6 +411,7 @@ func (s *spec) sent(p packet) error {
 			}
 		case records[0].kind == report:
 			g.reports--
+			g.suppressed, g.answered = "", true
 			if g.reports < 0 {
 				return fmt.Errorf("%s: a Report that nothing has asked for", n)
 			}
@@ -345,7 +422,8 @@ func (s *spec) sent(p packet) error {
 			}
 		case records[0].current() && background: // a general answer
 		case records[0].current():
-			if g.answersExcused {
+			g.answered = true
+			if g.answersExcused != "" {
 				g.answer = nil
 				continue
 			}
@@ -356,7 +434,8 @@ func (s *spec) sent(p packet) error {
 				return fmt.Errorf("%s: answered %s, want %q", n, text, want)
 			}
 			g.answer = nil // V2-44
-		case g.changesExcused:
+		case g.changesExcused != "":
+			g.deviated[g.changesExcused] = true
 		default:
 			if want := g.transmission(); text != want {
 				return fmt.Errorf("%s: changed %s, want %q", n, text, want)
@@ -380,7 +459,7 @@ func (s *spec) sent(p packet) error {
 			g.answer = nil // both in one Report
 			continue
 		}
-		if text != want && !g.answersExcused {
+		if text != want && g.answersExcused == "" {
 			return fmt.Errorf("%s: general answer %s, want %q", n, text, want)
 		}
 	}
@@ -460,8 +539,8 @@ func (s *spec) endRound() error {
 		}
 		g.answer = nil
 		g.deviated = map[string]bool{}
-		if !s.v1 { // in MLDv1 mode the kernel keeps it for later (T9)
-			g.changesExcused, g.answersExcused = false, false
+		if !s.v1 { // in MLDv1 mode the kernel keeps it for later (T8)
+			g.changesExcused, g.answersExcused = "", ""
 		}
 	}
 	return nil

@@ -22,7 +22,7 @@ import (
 
 const (
 	patience = 5 * time.Second       // the ceiling of every wait
-	interval = 80 * time.Millisecond // Unsolicited Report Interval of both twins, in both versions
+	interval = 60 * time.Millisecond // Unsolicited Report Interval of both twins, in both versions
 	margin   = 20 * time.Millisecond // how late an answer may be before it is missed
 )
 
@@ -79,6 +79,7 @@ func (l listen) String() string {
 type step struct {
 	listen *listen
 	query  *query
+	report name // another node reports the group by MLDv1
 	sent   name // wait until a further State Change Report for the group, or a Report of it, has been sent
 	end    bool // wait until everything has been told and answered
 	back   bool // wait until the twin has returned to MLDv2
@@ -90,6 +91,8 @@ func (s step) String() string {
 		return s.listen.String()
 	case s.query != nil:
 		return s.query.String()
+	case s.report != nobody:
+		return "report " + s.report.String()
 	case s.back:
 		return "back"
 	case s.end:
@@ -102,6 +105,7 @@ func (s step) String() string {
 type packet struct {
 	time    time.Time
 	records []record
+	query   bool // one that it has heard
 }
 
 // helper tells whether the packet is only about groups that serve the test.
@@ -130,22 +134,23 @@ func (e event) isFrame() bool { return e.step == step{} }
 
 // A twin is one of the two listeners.
 type twin struct {
-	tb      testing.TB
-	name    string
-	node    *netnslab.Node
-	port    *netnslab.Endpoint // the twin's interface
-	cable   *netnslab.Endpoint // the router's end of its cable
-	heard   *netnslab.Capture  // on port, where a frame is stamped when it is sent
-	side    side
-	frames  int      // that have been looked at
-	glances []packet // what they are at a quick look; the verdict is tshark's
-	events  []event
-	begin   int   // of the round, in events
-	base    *spec // when the round began
-	spec    *spec // now
-	asked   int   // queries
-	qrv     int   // of the last one
-	qqi     int
+	tb       testing.TB
+	name     string
+	node     *netnslab.Node
+	port     *netnslab.Endpoint // the twin's interface
+	cable    *netnslab.Endpoint // the router's end of its cable
+	heard    *netnslab.Capture  // on port, where a frame is stamped when it is sent
+	side     side
+	frames   int      // that have been looked at
+	glances  []packet // what they are at a quick look; the verdict is tshark's
+	events   []event
+	begin    int   // of the round, in events
+	base     *spec // when the round began
+	spec     *spec // now
+	asked    int   // queries
+	reported int   // times
+	qrv      int   // of the last one
+	qqi      int
 }
 
 // side is what the twins do differently.
@@ -159,6 +164,7 @@ type rig struct {
 	testing.TB
 	lab          *netnslab.Lab
 	kernel, ours *twin
+	rounds       int // so far
 }
 
 func newRig(tb testing.TB) *rig {
@@ -175,6 +181,7 @@ func newRig(tb testing.TB) *rig {
 		t.do(step{listen: &listen{socket: 7, group: barrier, filter: filter{exclude: true}}})
 		t.do(step{end: true})
 	}
+	r.rounds = 1
 	return r
 }
 
@@ -220,6 +227,7 @@ func (r *rig) run(steps []step) {
 			}
 		}
 		steps = steps[n:]
+		r.rounds++
 	}
 }
 
@@ -242,6 +250,16 @@ func (t *twin) do(s step) {
 		t.happened(event{step: s, begun: time.Now(), ended: time.Now().Add(patience)})
 		t.ask(*s.query)
 		t.side.waitRead(s.query.version)
+		t.events[at].ended = time.Now()
+		t.mark()
+		t.update()
+	case s.report != nobody:
+		t.mark()
+		at := len(t.events)
+		t.happened(event{step: s, ended: time.Now().Add(patience)})
+		t.cable.SendPacket(mld.AppendReport(nil, router, addresses[s.report]))
+		t.reported++
+		t.side.waitRead(t.spec.version())
 		t.events[at].ended = time.Now()
 		t.mark()
 		t.update()
@@ -309,7 +327,7 @@ func (t *twin) next(what string) packet {
 
 // waitSent waits for something about a change of the group, if there is something to come.
 func (t *twin) waitSent(n name) {
-	if g := t.spec.groups[n]; g.changesExcused {
+	if g := t.spec.groups[n]; g.changesExcused != "" && !t.spec.v1 {
 		t.flush()
 		return
 	} else if !g.untold() {
@@ -330,7 +348,8 @@ func (t *twin) barrier(version int) {
 	t.tb.Helper()
 	t.ask(query{version: version, group: barrier, qrv: t.qrv, qqi: t.qqi})
 	for {
-		if p := t.next("answer about the barrier group"); len(p.records) == 1 && p.records[0].group == barrier {
+		groups := t.next("answer about the barrier group").byGroup()
+		if _, general := groups[other]; !general && groups[barrier] != nil {
 			return
 		}
 	}
@@ -344,7 +363,7 @@ func (t *twin) end() {
 	}
 	if due, ok := t.spec.answersDue(); ok { // only answers that may fall away: none has come when the barrier's has
 		<-time.After(time.Until(due.Add(margin)))
-		t.barrier(2)
+		t.barrier(t.spec.version())
 	}
 	t.flush()
 }
@@ -360,17 +379,20 @@ func (t *twin) flush() {
 	}
 }
 
-// back returns when the twin has returned to MLDv2: when the sentinel's coming and going is told by version 2.
+// back returns when the twin has returned to MLDv2: when it tells by version 2 that the sentinel is joined.
 func (t *twin) back() {
 	t.tb.Helper()
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
+		if t.spec.groups[sentinel].exclude {
+			t.toggle()
+		}
 		t.toggle()
 		for told := false; !told; {
 			for _, r := range t.next("message about the sentinel").records {
-				if r.group == sentinel && r.kind < report {
+				if r.group == sentinel && r.kind == toEx {
 					return
 				}
-				told = told || r.group == sentinel
+				told = told || r.group == sentinel && r.kind == report
 			}
 		}
 	}
@@ -436,6 +458,7 @@ func (t *twin) packets(ctx context.Context) []packet {
 	for i, f := range frames {
 		list[i].time = f.Time
 		if !f.Outgoing {
+			list[i].query = f.ICMPv6() == 130
 			continue
 		}
 		field := strings.Split(lines[i], "|")
@@ -524,7 +547,8 @@ func startAgent(t *twin) side {
 func (o ourSide) waitRead(int) {
 	netnslab.WaitFor(o.twin.tb, "all queries heard", patience, func() (bool, string) {
 		state, err := o.agent.State(o.twin.tb.Context())
-		return state.Counters.QueriesHeard == uint64(o.twin.asked), fmt.Sprint(state.Counters, err)
+		c := state.Counters
+		return c.QueriesHeard == uint64(o.twin.asked) && c.ReportsHeard == uint64(o.twin.reported), fmt.Sprint(state.Counters, err)
 	})
 }
 
@@ -563,7 +587,7 @@ func newSockets(t *twin) side {
 	return s
 }
 
-// waitRead asks for an answer at once (L12).
+// waitRead asks for an answer at once (L12). Reports have a queue of their own, but that is worked off as quickly.
 func (s *sockets) waitRead(version int) { s.twin.barrier(version) }
 
 // listen changes a socket's filter by the system calls of RFC 3678: one where there is one, otherwise two, which the
