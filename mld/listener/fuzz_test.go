@@ -25,7 +25,9 @@ func FuzzReceive(f *testing.F) {
 	}
 	for _, addr := range []netip.Addr{netip.IPv6Unspecified(), group, netip.MustParseAddr("ff05::77"), mld.AllNodes, own} {
 		for _, code := range []uint16{0, 1, 199, 10000, 0xffff} {
-			seed(mld.AppendQuery(nil, other, mld.AllNodes, mld.Query{Version: mld.Version1, MulticastAddress: addr, MaxResponseCode: code}))
+			seed(mld.AppendQuery(nil, other, mld.AllNodes, mld.Query{
+				Version: mld.Version1, MulticastAddress: addr, MaxResponseCode: code,
+			}))
 		}
 		seed(mld.AppendQuery(nil, other, addr, mld.Query{Version: mld.Version2, MulticastAddress: addr, MaxResponseCode: 0x8fff,
 			QRV: 7, QQIC: 255, SuppressRouterProcessing: true, Sources: []netip.Addr{own, other}}))

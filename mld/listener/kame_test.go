@@ -248,7 +248,7 @@ var kameScenarios = []struct {
 
 func TestKAME(t *testing.T) {
 	for _, s := range kameScenarios {
-		t.Run(s.name, func(t *testing.T) {
+		t.Run(s.rule+" "+s.name, func(t *testing.T) {
 			t.Run("kame", func(t *testing.T) {
 				scenario(t, listener.Config{Version: mld.Version1, Profile: listener.KAME}, s.kame)
 			})
@@ -354,7 +354,7 @@ var commonScenarios = []struct{ rule, name, transcript string }{
 
 func TestKAMEConforms(t *testing.T) {
 	for _, s := range commonScenarios {
-		t.Run(s.name, func(t *testing.T) {
+		t.Run(s.rule+" "+s.name, func(t *testing.T) {
 			t.Run("kame", func(t *testing.T) {
 				scenario(t, listener.Config{Version: mld.Version1, Profile: listener.KAME}, s.transcript)
 			})

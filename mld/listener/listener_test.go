@@ -46,7 +46,9 @@ func TestNewRefuses(t *testing.T) {
 }
 
 func TestK71_ListenRefuses(t *testing.T) {
-	for _, s := range []string{"", "::", "::1", "fe80::1", "2001:db8::1", "224.0.0.1", "::ffff:224.0.0.1", "ff02::8%eth0", "ff02::1%1"} {
+	for _, s := range []string{
+		"", "::", "::1", "fe80::1", "2001:db8::1", "224.0.0.1", "::ffff:224.0.0.1", "ff02::8%eth0", "ff02::1%1",
+	} {
 		var addr netip.Addr
 		if s != "" {
 			addr = netip.MustParseAddr(s)
@@ -222,8 +224,8 @@ func TestV1_16_SoftDeadlines(t *testing.T) {
 	n := newNode(t, listener.Config{Version: mld.Version1, Robustness: 3}, &share{1, 1})
 	n.do(0, "source", []string{"fe80::a"})
 	n.do(0, "join", []string{"ff05::8"})
-	for d := range 10 * time.Second / time.Millisecond {
-		n.l.Advance(epoch.Add(d * time.Millisecond))
+	for d := time.Duration(0); d < 10*time.Second; d += time.Millisecond {
+		n.l.Advance(epoch.Add(d))
 		n.drain()
 	}
 	if len(n.packets) != 1 {

@@ -512,7 +512,7 @@ var v1Scenarios = []struct {
 
 func TestV1(t *testing.T) {
 	for _, s := range v1Scenarios {
-		t.Run(s.name, func(t *testing.T) {
+		t.Run(s.rule+" "+s.name, func(t *testing.T) {
 			s.cfg.Version = mld.Version1
 			scenario(t, s.cfg, s.transcript)
 		})
@@ -604,7 +604,7 @@ func TestV1_04_V1_10_V1_17_V1_21_V1_33_V1_34_K20_K22_K23_K28_K44_K84_InvalidPack
 		{"Report with wrong checksum", edit(report, 50, 1), mld.ReasonChecksum},
 		{"Report from ::", mld.AppendReport(nil, netip.IPv6Unspecified(), group), mld.ReasonUnspecifiedSource},
 		{"Report from afar", edit(report, 7, 255), mld.ReasonHopLimit},
-		{"Report about a unicast address", mld.AppendReport(nil, other, netip.MustParseAddr("fe80::1")), mld.ReasonMulticastAddress},
+		{"Report about a unicast address", mld.AppendReport(nil, other, own), mld.ReasonMulticastAddress},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

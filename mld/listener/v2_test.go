@@ -1019,7 +1019,7 @@ var v2Scenarios = []struct {
 
 func TestV2(t *testing.T) {
 	for _, s := range v2Scenarios {
-		t.Run(s.name, func(t *testing.T) { scenario(t, s.cfg, s.transcript) })
+		t.Run(s.rule+" "+s.name, func(t *testing.T) { scenario(t, s.cfg, s.transcript) })
 	}
 }
 
