@@ -618,8 +618,6 @@ func (s *sockets) listen(l listen, before filter) error {
 		return call(unix.MCAST_LEAVE_GROUP)
 	case !odd:
 		return filterBy()
-	case before == filter{exclude: true} && !now.exclude && len(more) == 1:
-		return call(unix.MCAST_JOIN_SOURCE_GROUP, more[0])
 	case before.exclude != now.exclude || len(more)+len(fewer) != 1:
 		return filterBy()
 	case now.exclude && len(more) == 1:
