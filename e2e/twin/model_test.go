@@ -34,8 +34,8 @@ type state struct {
 	// The deviations that excuse the kernel from telling changes and from answering, until the round ends; "" is none.
 	changesExcused, answersExcused string
 
-	suppressed string // MLDv1: another node was the last to report the group; by V1-18 or a deviation
-	answered   bool   // the kernel's flag of the last reporter
+	suppressed   string // MLDv1: another node was the last to report the group; by V1-18 or a deviation
+	lastReporter bool   // the flag of that name, as the kernel has it
 }
 
 // answer is a pending answer to a query.
@@ -136,7 +136,7 @@ func (s *spec) listen(socket int, n name, f filter) {
 			g.reports = 2
 		case before.wants() && !g.wants(): // V1-9, V1-31
 			g.reports, g.dones = 0, 1
-			if g.suppressed == "" && s.kernel && !g.answered {
+			if g.suppressed == "" && s.kernel && !g.lastReporter {
 				g.suppressed = "T10"
 			}
 			switch g.suppressed {
@@ -147,7 +147,7 @@ func (s *spec) listen(socket int, n name, f filter) {
 				g.dones = 0
 				g.deviated[g.suppressed] = true
 			}
-			g.suppressed, g.answered = "", false
+			g.suppressed, g.lastReporter = "", false
 		}
 		if s.kernel && g.wants() {
 			g.changesExcused = "T8"
@@ -175,7 +175,7 @@ func (s *spec) listen(socket int, n name, f filter) {
 		s.excuseChanges(g, "T2")
 	}
 	if left {
-		g.suppressed, g.answered = "", false
+		g.suppressed, g.lastReporter = "", false
 	}
 	if g.changesExcused != "" {
 		g.modes, g.counts = 0, map[set]int{}
@@ -221,7 +221,7 @@ func (s *spec) heard(n name) {
 		if g.answer != nil {
 			g.deviated["L17"] = true
 		}
-		g.answer, g.answered = nil, false
+		g.answer, g.lastReporter = nil, false
 	case !s.v1:
 	case g.reports > 0: // V1-18
 		g.reports, g.suppressed = 0, "V1-18"
@@ -394,75 +394,98 @@ func (g *state) transmitted() {
 	}
 }
 
+// lateness is how much later than the Maximum Response Delay an answer may come on a busy machine.
+const lateness = 500 * time.Millisecond
+
 // sent is a packet of the twin's. The error says what is wrong with it.
 func (s *spec) sent(p packet) error {
 	groups := p.byGroup()
 	_, background := groups[other]
-	for n, records := range groups {
+	general := background && p.records[0].current()
+	var errs []error
+	for _, n := range slices.Sorted(maps.Keys(groups)) {
 		if n == other {
 			continue
 		}
-		g := s.groups[n]
-		text := saying(records)
+		g, first, text := s.groups[n], groups[n][0], saying(groups[n])
 		switch {
 		case n.helper(): // they only serve the others
-			if !records[0].current() {
+			if !first.current() {
 				g.transmitted()
 			}
-		case records[0].kind == report:
-			g.reports--
-			g.suppressed, g.answered = "", true
-			if g.reports < 0 {
-				return fmt.Errorf("%s: a Report that nothing has asked for", n)
-			}
-		case records[0].kind == done:
-			g.dones--
-			if g.dones < 0 {
-				return fmt.Errorf("%s: a Done without a leave", n)
-			}
-		case records[0].current() && background: // a general answer
-		case records[0].current():
-			g.answered = true
-			if g.answersExcused != "" {
-				g.answer = nil
-				continue
-			}
-			if g.answer == nil {
-				return fmt.Errorf("%s: %s answers nothing", n, text)
-			}
-			if want := g.said(g.answer); text != want {
-				return fmt.Errorf("%s: answered %s, want %q", n, text, want)
-			}
-			g.answer = nil // V2-44
-		case g.changesExcused != "":
-			g.deviated[g.changesExcused] = true
+		case first.kind == report || first.kind == done:
+			errs = append(errs, g.sentV1(n, first.kind))
+		case general: // see below
+		case first.current():
+			errs = append(errs, g.answered(n, text, p.time))
 		default:
-			if want := g.transmission(); text != want {
-				return fmt.Errorf("%s: changed %s, want %q", n, text, want)
-			}
-			g.transmitted()
+			errs = append(errs, g.told(n, text))
 		}
 	}
-	if !background || !p.records[0].current() {
-		return nil
+	if !general {
+		return errors.Join(errs...)
 	}
-	if s.general == nil {
-		return errors.New("a general answer to nothing")
+	switch {
+	case s.general == nil:
+		errs = append(errs, errors.New("a general answer to nothing"))
+	case p.time.After(s.general.latest.Add(lateness)):
+		errs = append(errs, errors.New("a general answer too late"))
 	}
 	s.general = nil
 	for n, g := range s.groups { // V2-40
-		if n.helper() {
-			continue
-		}
 		text, want := saying(groups[n]), g.said(&answer{})
-		if g.answer != nil && text == saying(append(g.records(&answer{}), g.records(g.answer)...)) {
+		switch {
+		case n.helper() || g.answersExcused != "":
+		case g.answer != nil && text == saying(append(g.records(&answer{}), g.records(g.answer)...)):
 			g.answer = nil // both in one Report
-			continue
-		}
-		if text != want && g.answersExcused == "" {
-			return fmt.Errorf("%s: general answer %s, want %q", n, text, want)
+		case text != want:
+			errs = append(errs, fmt.Errorf("%s: general answer %q, want %q", n, text, want))
 		}
 	}
+	return errors.Join(errs...)
+}
+
+// sentV1 is a message of MLDv1.
+func (g *state) sentV1(n name, kind int) error {
+	left := &g.dones
+	if kind == report {
+		left = &g.reports
+		g.suppressed, g.lastReporter = "", true
+	}
+	*left--
+	if *left < 0 {
+		return fmt.Errorf("%s: a %s without a reason", n, kinds[kind])
+	}
+	return nil
+}
+
+// answered is an answer to a specific Query.
+func (g *state) answered(n name, text string, at time.Time) error {
+	a := g.answer
+	g.answer, g.lastReporter = nil, true // V2-44
+	switch {
+	case g.answersExcused != "":
+	case a == nil:
+		return fmt.Errorf("%s: %s answers nothing", n, text)
+	case text != g.said(a):
+		return fmt.Errorf("%s: answered %s, want %q", n, text, g.said(a))
+	case at.After(a.latest.Add(lateness)):
+		return fmt.Errorf("%s: answered too late", n)
+	}
+	return nil
+}
+
+// told is a State Change Report.
+func (g *state) told(n name, text string) error {
+	if g.changesExcused != "" {
+		g.deviated[g.changesExcused] = true
+		return nil
+	}
+	want := g.transmission()
+	if text != want {
+		return fmt.Errorf("%s: told %s, want %q", n, text, want)
+	}
+	g.transmitted()
 	return nil
 }
 

@@ -159,7 +159,7 @@ func number(tb testing.TB, key string, otherwise uint64) uint64 {
 }
 
 // roundsPerLab is how many rounds a lab lives, so that a failure is near its cause.
-const roundsPerLab = 40
+const roundsPerLab = 30
 
 // TestV2_20_V2_31_V2_34_V2_45_Random puts both twins through the same random rounds, TWIN_STEPS of them, and compares
 // what they say. TWIN_SEED repeats a run.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/seed-aaab8e3a/cni-mld/mld"
 	"github.com/seed-aaab8e3a/cni-mld/mld/listener"
+	"github.com/seed-aaab8e3a/cni-mld/netnslab"
 )
 
 // TestV2_36_Storm asks a General Query again and again (L11): each answers all that were asked before, so that none
@@ -324,13 +325,19 @@ func TestV2_61_Link(t *testing.T) {
 	for _, w := range r.twins() {
 		begun := len(w.heard.Frames())
 		w.port.SetDown()
+		if w == r.ours {
+			netnslab.WaitFor(t, "the agent sees the link down", patience, func() (bool, string) {
+				state, err := w.side.(ourSide).agent.State(t.Context())
+				return err == nil && !state.Link.Up, fmt.Sprint(state.Link, err)
+			}, w.node)
+		}
 		w.port.SetUp()
 		w.port.LinkLocal()
 		told := func(packets []packet) map[string]int {
 			count := map[string]int{}
 			for _, p := range packets {
 				for n, records := range p.byGroup() {
-					if !n.helper() {
+					if !n.helper() && p.src.IsLinkLocalUnicast() {
 						count[n.String()+" "+saying(records)]++
 					}
 				}

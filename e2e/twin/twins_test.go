@@ -104,6 +104,7 @@ func (s step) String() string {
 // A packet is one that a twin has sent.
 type packet struct {
 	time    time.Time
+	src     netip.Addr
 	records []record
 	query   bool // one that it has heard
 }
@@ -385,6 +386,7 @@ func (t *twin) back() {
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
 		if t.spec.groups[sentinel].exclude {
 			t.toggle()
+			<-time.After(interval) // not more often
 		}
 		t.toggle()
 		for told := false; !told; {
@@ -406,7 +408,7 @@ func (t *twin) toggle() {
 
 // glance is a quick look at a frame that a twin has sent; what it has heard is empty.
 func glance(f netnslab.Frame) packet {
-	p := packet{time: f.Time}
+	p := packet{time: f.Time, src: f.Src()}
 	if !f.Outgoing {
 		return p
 	}
@@ -469,7 +471,7 @@ func (t *twin) packets(ctx context.Context) []packet {
 		if err != nil {
 			t.tb.Fatalf("%s: %q: %v", t.name, lines[i], err)
 		}
-		list[i].records = records
+		list[i].src, list[i].records = f.Src(), records
 	}
 	return list
 }
@@ -616,8 +618,6 @@ func (s *sockets) listen(l listen, before filter) error {
 		return call(unix.MCAST_LEAVE_GROUP)
 	case !odd:
 		return filterBy()
-	case before == filter{exclude: true} && !now.exclude && len(more) == 1:
-		return call(unix.MCAST_JOIN_SOURCE_GROUP, more[0])
 	case before.exclude != now.exclude || len(more)+len(fewer) != 1:
 		return filterBy()
 	case now.exclude && len(more) == 1:
