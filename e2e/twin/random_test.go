@@ -66,7 +66,7 @@ func (s *script) change(n name) step {
 }
 
 func (s *script) query(version int) step {
-	q := &query{version: version, qrv: 2, qqi: 125, delay: []time.Duration{0, 10, 30, 60}[s.IntN(4)] * time.Millisecond}
+	q := &query{version: version, qrv: 2, qqi: 125, delay: time.Duration([]int{0, 10, 30, 60}[s.IntN(4)]) * time.Millisecond}
 	if s.chance(60) {
 		q.group = s.group()
 		if version == 2 && s.chance(60) {

@@ -434,11 +434,11 @@ func (m *Mirror) readLog() (some bool) {
 	defer buffers.Put(buf)
 	err := m.rawLog.Read(func(fd uintptr) bool {
 		n, err := ignoringEINTR(func() (int, error) { return unix.Read(int(fd), buf[:]) })
-		switch err {
-		case nil:
+		switch {
+		case err == nil:
 			m.unread, some = append(m.unread[:0], buf[:n]...), true
-		case unix.EAGAIN:
-		case unix.ENOBUFS:
+		case errors.Is(err, unix.EAGAIN):
+		case errors.Is(err, unix.ENOBUFS):
 			m.lose()
 			some = true
 		default:
@@ -453,7 +453,7 @@ func (m *Mirror) readLog() (some bool) {
 func ignoringEINTR(call func() (int, error)) (int, error) {
 	for {
 		n, err := call()
-		if err != unix.EINTR {
+		if !errors.Is(err, unix.EINTR) {
 			return n, err
 		}
 	}

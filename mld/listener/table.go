@@ -127,11 +127,6 @@ func (t *table) forwards(slot uint32, source addr) bool {
 // slots is the number of slots in use and free.
 func (t *table) slots() uint32 { return t.entries.len }
 
-func (t *table) find(a netip.Addr) (slot uint32, ok bool) {
-	slot, ok = t.slotOf[a.As16()]
-	return slot, ok
-}
-
 // create makes the entry of an address that has none. Nobody listens yet.
 func (t *table) create(a addr, f flags) (slot uint32) {
 	e := entry{addr: a, flags: inUse | f}
