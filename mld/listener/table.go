@@ -1,7 +1,6 @@
 package listener
 
 import (
-	"net/netip"
 	"slices"
 )
 
