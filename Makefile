@@ -16,7 +16,7 @@ TOOLS := ip:iproute2 bridge:iproute2 tshark:tshark nft:nftables
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help build test race fuzz lint demo conformance bench tidy-check modules tools install clean
+.PHONY: help build test race twin fuzz lint demo conformance bench tidy-check modules tools install clean
 
 help: ## this list
 	@echo 'usage: make TARGET [VARIABLE=value]'
@@ -38,6 +38,9 @@ test: tools modules ## run all tests; needs no privilege where user namespaces a
 
 race: tools modules ## run all tests under the race detector
 	CGO_ENABLED=1 go test -race -count=1 -timeout 10m $(TESTFLAGS) ./...
+
+twin: tools modules ## hold the kernel's listener against ours; wants an idle machine (TWIN_SEED, TWIN_STEPS)
+	go test -tags twin -count=1 -p 1 -timeout 60m $(TESTFLAGS) ./e2e/twin
 
 fuzz: ## fuzz every target in turn for FUZZTIME, until the first failure
 	@grep -rEo '^func Fuzz[[:alnum:]_]+' --include='*_test.go' . | sort | \

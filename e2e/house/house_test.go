@@ -220,6 +220,9 @@ func walkGo(t *testing.T, visit func(file string, f *ast.File, fset *token.FileS
 			if base := d.Name(); name != root && (strings.HasPrefix(base, ".") || base == "testdata" || base == "bin") {
 				return fs.SkipDir
 			}
+			if _, err := os.Stat(filepath.Join(name, "go.mod")); err == nil && name != root {
+				return fs.SkipDir // a benchmark beside a peer is a module of its own
+			}
 			return nil
 		}
 		if !strings.HasSuffix(name, ".go") {
