@@ -215,6 +215,13 @@ func randomSources(t *testing.T, seed uint64, events bool, steps int) {
 		}
 		last := netip.AddrFrom16([16]byte{0: 0xff, 1: 5, 13: 9, 14: byte(i >> 8), 15: byte(i)})
 		sentinel = e.JoinSource(last, u[0])
+		if !events {
+			// Without events a leave and a join in one go look like nothing at all, and the filter that was known stands:
+			// more than wanted, until the next General Query has the kernel tell it.
+			e.Peer().SendPacket(mld.AppendQuery(nil, netip.MustParseAddr("fe80::1"), mld.AllNodes, mld.Query{
+				Version: mld.Version2, MaxResponseCode: 50, QRV: 2, QQIC: 125,
+			}))
+		}
 		start := time.Now()
 		want := wanted(sockets[g])
 		netnslab.WaitFor(t, fmt.Sprintf("step %d: %v: %q", i, g, history), patience, func() (bool, string) {
