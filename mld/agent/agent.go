@@ -109,6 +109,7 @@ type Agent struct {
 	lastSendErr error
 	leaving     <-chan time.Time // after Stop: when to end; else nil
 	quit        bool
+	warnings    struct{ source, version warning }
 }
 
 type heard struct {
@@ -286,15 +287,40 @@ func (a *Agent) drain() (more bool) {
 }
 
 func (a *Agent) receive(h heard) {
+	now := time.Now()
 	p, err := mld.Parse(h.packet, a.accept)
 	if err != nil {
-		a.rejected[mld.ReasonOf(err)]++
+		reason := mld.ReasonOf(err)
+		a.rejected[reason]++
+		if reason == mld.ReasonSource || reason == mld.ReasonUnspecifiedSource {
+			a.warnings.source.log(a.log, now, "message ignored: its source is not link-local") // V1-33, V2-5
+		}
 		return
 	}
 	if h.unicast && p.Message.Type == mld.TypeReport {
 		return // B25: a bridge's unicast copy of a Report is not heard by the others, and must not silence us
 	}
-	a.listener.Receive(time.Now(), p.Src, p.Message)
+	before := a.listener.Counters().SourceSpecificQueriesV1
+	a.listener.Receive(now, p.Src, p.Message)
+	if a.listener.Counters().SourceSpecificQueriesV1 > before {
+		a.warnings.version.log(a.log, now, "MLDv1 query concerns a source-specific address: the querier should speak MLDv2",
+			"querier", p.Src) // V2-59, V2-79
+	}
+}
+
+// A warning is what the texts want logged although anybody on the link can provoke it: once a minute at most.
+type warning struct {
+	next time.Time
+}
+
+const warningPause = time.Minute
+
+func (w *warning) log(log *slog.Logger, now time.Time, message string, args ...any) {
+	if now.Before(w.next) {
+		return
+	}
+	w.next = now.Add(warningPause)
+	log.Warn(message, args...)
 }
 
 func (a *Agent) setLink(now time.Time, s link.State) {

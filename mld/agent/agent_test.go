@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
@@ -1038,6 +1039,45 @@ func TestV2_46_MTU(t *testing.T) {
 			}
 			r.kernel.Tell(left(group)...)
 			r.settle()
+		}
+	})
+}
+
+// TestV1_33_V2_05_V2_59_V2_79_Warnings: what the texts want logged is logged, and once a minute at most, whoever goes on
+// provoking it.
+func TestV1_33_V2_05_V2_59_V2_79_Warnings(t *testing.T) {
+	ssm := netip.MustParseAddr("ff3e::8000:1")
+	from := func(src netip.Addr) []byte {
+		return mld.AppendQuery(nil, src, mld.AllNodes, mld.Query{Version: mld.Version1, MaxResponseCode: 1000})
+	}
+	setup{auto: true}.run(t, func(r *rig) {
+		var log bytes.Buffer
+		must := func(err error) {
+			if err != nil {
+				r.Fatal(err)
+			}
+		}
+		must(r.agent.do(r.Context(), func() { r.agent.log = slog.New(slog.NewTextHandler(&log, nil)) }))
+		must(r.agent.Listen(r.Context(), subscriber, ssm, listener.Filter{Sources: []netip.Addr{netip.MustParseAddr("2001:db8::1")}}))
+		hear := func(packet []byte, text string, want int) {
+			r.Helper()
+			r.router.Send(packet)
+			synctest.Wait()
+			if n := strings.Count(log.String(), text); n != want {
+				r.Errorf("%d warnings of %q, want %d:\n%s", n, text, want, &log)
+			}
+		}
+		for _, c := range []struct {
+			packet []byte
+			text   string
+		}{
+			{from(netip.IPv6Unspecified()), "not link-local"},
+			{from(router), "source-specific"},
+		} {
+			hear(c.packet, c.text, 1)
+			hear(c.packet, c.text, 1)
+			time.Sleep(warningPause)
+			hear(c.packet, c.text, 2)
 		}
 	})
 }

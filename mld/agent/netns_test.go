@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -231,6 +232,37 @@ func TestV1_30_V1_38_RealDAD(t *testing.T) {
 				return n >= 2 && sources[0].IsUnspecified() && sources[n-1] == pod.LinkLocal(), fmt.Sprint(sources)
 			})
 	}
+}
+
+// TestV2_01_V2_60_V2_61_RealDAD: in MLDv2 too, and as often as the Robustness Variable says once there is an address.
+func TestV2_01_V2_60_V2_61_RealDAD(t *testing.T) {
+	pod, peer := pod(t, netnslab.DAD, netnslab.Down)
+	a := start(t, config2(pod))
+	c := peer.Capture(netnslab.MLD)
+	peer.SetUp()
+	pod.SetUp()
+	own := pod.LinkLocal()
+	low := own.As16()
+	solicited := netip.AddrFrom16([16]byte{0: 0xff, 1: 0x02, 11: 1, 12: 0xff, 13: low[13], 14: low[14], 15: low[15]})
+	if err := a.WaitReported(soon(t), solicited); err != nil {
+		t.Fatal(err)
+	}
+	const changeToExclude = "4"
+	netnslab.WaitFor(t, fmt.Sprintf("TO_EX(%v) from :: first, and then twice from %v", solicited, own), patience,
+		func() (bool, string) {
+			out := c.Tshark(t.Context(), "-Y", "icmpv6.type == 143 && eth.src == "+pod.HardwareAddr().String(), "-T", "fields",
+				"-e", "ipv6.src", "-e", "icmpv6.mldr.mar.record_type", "-e", "icmpv6.mldr.mar.multicast_address")
+			var sources []string
+			for line := range strings.Lines(out) {
+				f := strings.Split(strings.TrimSpace(line), "\t")
+				types, addrs := strings.Split(f[1], ","), strings.Split(f[2], ",")
+				if i := slices.Index(addrs, solicited.String()); i >= 0 && types[i] == changeToExclude {
+					sources = append(sources, f[0])
+				}
+			}
+			n := len(sources)
+			return n >= 3 && sources[0] == "::" && sources[n-1] == own.String() && sources[n-2] == own.String(), fmt.Sprint(sources)
+		})
 }
 
 // TestStop: a Done for every address, applications' and the kernel's own included; the kernel stays mute, and the end
