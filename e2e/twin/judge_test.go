@@ -54,22 +54,40 @@ func replays(s *spec, events []event, packets []packet) []round {
 	return good
 }
 
+// maxOrders bounds the orders that are tried; each step met by a packet on the way doubles them.
+const maxOrders = 256
+
 // orders are the orders in which events may have happened, beginning with the one in which they were noted.
 func orders(events []event, packets []packet) [][]event {
-	list := [][]event{events}
-	for i := len(events) - 1; i >= 0; i-- {
-		e := events[i]
-		if e.isFrame() {
-			continue
+	list := [][]event{nil}
+	for len(events) > 0 {
+		n := 1 + slices.IndexFunc(append(events[1:len(events):len(events)], event{step: step{end: true}}), func(e event) bool { return !e.isFrame() })
+		var next [][]event
+		for _, part := range partOrders(events[:n], packets) {
+			for _, before := range list {
+				if len(next) < maxOrders {
+					next = append(next, slices.Concat(before, part))
+				}
+			}
 		}
-		for n := 1; i+n < len(events) && events[i+n].isFrame(); n++ {
-			p := packets[events[i+n].frame]
-			if p.time.After(e.ended) {
-				break
-			}
-			if !p.helper() && len(list) < 64 {
-				list = append(list, slices.Concat(events[:i], events[i+1:i+1+n], []event{e}, events[i+1+n:]))
-			}
+		list, events = next, events[n:]
+	}
+	return list
+}
+
+// partOrders are the orders of a step and the packets after it.
+func partOrders(events []event, packets []packet) [][]event {
+	list := [][]event{events}
+	if events[0].isFrame() {
+		return list
+	}
+	for n := 1; n < len(events); n++ {
+		p := packets[events[n].frame]
+		if p.time.After(events[0].ended) {
+			break
+		}
+		if !p.helper() {
+			list = append(list, slices.Concat(events[1:n+1], events[:1], events[n+1:]))
 		}
 	}
 	return list

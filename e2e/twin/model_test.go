@@ -395,7 +395,7 @@ func (g *state) transmitted() {
 }
 
 // lateness is how much later than the Maximum Response Delay an answer may come on a busy machine.
-const lateness = 500 * time.Millisecond
+const lateness = 2 * time.Second
 
 // sent is a packet of the twin's. The error says what is wrong with it.
 func (s *spec) sent(p packet) error {

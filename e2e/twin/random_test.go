@@ -38,8 +38,9 @@ func (s *script) sources(least int) set {
 	return list
 }
 
-// change is a change of one of three sockets.
-func (s *script) change(n name) step {
+// change is a change of one of three sockets. The first one of a round may be a join that takes two system calls:
+// nothing is being told that could come between them.
+func (s *script) change(n name, first bool) step {
 	sockets := s.sockets[n]
 	l := &listen{socket: s.IntN(3), group: n, how: s.IntN(2)}
 	before := sockets[l.socket]
@@ -48,7 +49,7 @@ func (s *script) change(n name) step {
 	case before.wants() && s.chance(40): // one source more or fewer
 		l.filter = before
 		l.filter.sources ^= 1 << s.IntN(6)
-	case !before.wants() && len(sockets) > 0: // a join that is one system call
+	case !before.wants() && (len(sockets) > 0 || !first): // a join that is one system call
 		l.filter = filter{exclude: true}
 		if n.sourceSpecific() || s.chance(50) {
 			l.filter = filter{sources: 1 << s.IntN(6)}
@@ -84,7 +85,7 @@ func (s *script) round() []step {
 			if i > 0 {
 				steps = append(steps, step{sent: n})
 			}
-			steps = append(steps, s.change(n))
+			steps = append(steps, s.change(n, len(steps) == 0))
 		}
 	}
 	queries := func(times int) {
@@ -139,7 +140,7 @@ func (s *script) older() []step {
 			q.query.qqi = 2
 			steps = append(steps, q, end)
 		} else {
-			steps = append(steps, s.change(s.group()), end)
+			steps = append(steps, s.change(s.group(), true), end)
 		}
 	}
 	return append(steps, step{back: true}, end, step{query: &long}, end)

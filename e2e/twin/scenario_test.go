@@ -110,6 +110,7 @@ var changes = []scenario{
 	// other Robustness Variables
 	{rule: "V2-13", name: "QRV 3", steps: "query 10 qrv=3; end; 0 g EX{}", ours: "g: TO_EX{} TO_EX{} TO_EX{}"},
 	{rule: "V2-65", name: "QRV 3, a source meanwhile", steps: "query 10 qrv=3; end; 0 g EX{}; sent g; sent g; 0 g EX{a}", ours: "g: TO_EX{} TO_EX{} TO_EX{a} BLOCK{a} BLOCK{a}"},
+	{rule: "V2-28", name: "QRV 3, a source earlier", steps: "query 10 qrv=3; end; 0 g EX{}; sent g; 0 g EX{a}", ours: "g: TO_EX{} TO_EX{a} TO_EX{a} BLOCK{a}"},
 	{rule: "V2-13", name: "QRV 0", steps: "query 10 qrv=3; end; query 10 qrv=0; end; 0 g EX{}", ours: "g: TO_EX{} TO_EX{}", kernel: "g: TO_EX{} TO_EX{} TO_EX{}", deviation: "T9"},
 	{rule: "V2-13", name: "QRV 1", steps: "query 10 qrv=1; end; 0 g EX{}", ours: "g: TO_EX{}", kernel: "g: TO_EX{} TO_EX{}", deviation: "L2"},
 }
@@ -165,6 +166,7 @@ var older = []scenario{
 	{rule: "V2-53", name: "pending answer", steps: "0 g EX{}; end; " + short + "query 500 g qqi=1; v1 0 h", ours: "", kernel: "g: Report", deviation: "T7"},
 	{rule: "V2-53", name: "pending change", steps: short + "0 g EX{}; sent g; v1 0 h", ours: "g: TO_EX{}"},
 	{rule: "V2-53", name: "pending change, after the return", steps: short + "0 g EX{}; sent g; v1 0 h; end; back", ours: "", kernel: "g: TO_EX{}", deviation: "T8"},
+	{rule: "V2-53", name: "pending change, after the return and another", steps: short + "0 g EX{}; sent g; v1 0 h; end; back; end; 0 g EX{a}", ours: "g: BLOCK{a} BLOCK{a}"},
 	{rule: "V2-67", name: "change in MLDv1 mode, after the return", steps: "0 g EX{}; end; " + short + "v1 0; end; 0 g EX{a}; end; back", ours: "", kernel: "g: BLOCK{a} BLOCK{a}", deviation: "T8"},
 	{rule: "V2-53", name: "pending leave", steps: "0 g EX{}; end; " + short + "0 g -; sent g; v1 0 h", ours: "g: TO_IN{} Done", kernel: "g: TO_IN{}", deviation: "L14"},
 	{rule: "V2-66", name: "leave what was never answered for", steps: "0 g EX{}; end; " + short + "v1 0 h; end; 0 g -", ours: "g: Done", kernel: " ", deviation: "T10"},
