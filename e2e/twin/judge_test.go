@@ -61,7 +61,10 @@ const maxOrders = 256
 func orders(events []event, packets []packet) [][]event {
 	list := [][]event{nil}
 	for len(events) > 0 {
-		n := 1 + slices.IndexFunc(append(events[1:len(events):len(events)], event{step: step{end: true}}), func(e event) bool { return !e.isFrame() })
+		n := 1
+		for n < len(events) && events[n].isFrame() {
+			n++
+		}
 		var next [][]event
 		for _, part := range partOrders(events[:n], packets) {
 			for _, before := range list {
@@ -154,7 +157,8 @@ func replay(s *spec, events []event, packets []packet) round {
 	return r
 }
 
-// differ says in which groups twins differ that met the same in the same order; skewed tells that some met it in another.
+// differ says in which groups twins differ that met the same in the same order; skewed tells that some met it in
+// another.
 func differ(kernel, ours round) (differences []string, skewed bool) {
 	for n := range addresses {
 		switch {
@@ -187,6 +191,7 @@ func (t *twin) tell(tb testing.TB, r round) {
 	text := t.heard.Tshark(tb.Context(), "-Y", fmt.Sprintf("frame.number >= %d && frame.number <= %d", first+1, last+1),
 		"-T", "fields", "-e", "frame.number", "-e", "frame.time_relative", "-e", "ipv6.src", "-e", "icmpv6.type",
 		"-e", "icmpv6.mld.multicast_address", "-e", "icmpv6.mld.source_address", "-e", "icmpv6.mldr.mar.record_type",
-		"-e", "icmpv6.mldr.mar.nb_sources", "-e", "icmpv6.mldr.mar.multicast_address", "-e", "icmpv6.mldr.mar.source_address")
+		"-e", "icmpv6.mldr.mar.nb_sources", "-e", "icmpv6.mldr.mar.multicast_address",
+		"-e", "icmpv6.mldr.mar.source_address")
 	tb.Logf("%s, steps %s: %v\n%s", t.name, textOf(r.steps), r.said, text)
 }

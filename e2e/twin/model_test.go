@@ -491,7 +491,8 @@ func (g *state) told(n name, text string) error {
 
 // untold tells whether there is a change of the group still to be told, or a message of MLDv1 to be sent.
 func (g *state) untold() bool {
-	return g.modes > 0 || g.reports > 0 || g.dones > 0 || slices.Max(append(slices.Collect(maps.Values(g.counts)), 0)) > 0
+	counts := slices.Collect(maps.Values(g.counts))
+	return slices.Max(append(counts, g.modes, g.reports, g.dones)) > 0
 }
 
 // owes tells whether an answer has to come.
