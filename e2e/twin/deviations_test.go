@@ -92,7 +92,8 @@ var deviations = []deviation{
 	{
 		id: "T5", section: "6.3, 5.2.13",
 		kernel: "Notes at once which of the sources asked for are wanted: one joined before the answer is not in it, " +
-			"and if those noted are left the answer is an empty IS_IN.",
+			"and if those noted are left the answer is an empty IS_IN. A note that the answer did not use, because the mode " +
+			"was EXCLUDE, adds its source to a later one.",
 		text: "The answer is made of the sources asked for and the state when it is sent; IS_IN is never empty.",
 	},
 	{

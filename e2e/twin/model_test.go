@@ -36,6 +36,7 @@ type state struct {
 
 	suppressed   string // MLDv1: another node was the last to report the group; by V1-18 or a deviation
 	lastReporter bool   // the flag of that name, as the kernel has it
+	marked       bool   // the kernel may have notes left of sources that were asked for (T5)
 }
 
 // answer is a pending answer to a query.
@@ -175,13 +176,14 @@ func (s *spec) listen(socket int, n name, f filter) {
 		s.excuseChanges(g, "T2")
 	}
 	if left {
-		g.suppressed, g.lastReporter = "", false
+		g.suppressed, g.lastReporter, g.marked = "", false, false
 	}
 	if g.changesExcused != "" {
 		g.modes, g.counts = 0, map[set]int{}
 	}
 	if g.answer != nil && g.answer.sources != 0 && g.filter != before {
 		s.excuseAnswers(g, "T5")
+		g.marked = s.kernel && g.wants()
 	}
 }
 
@@ -289,6 +291,9 @@ func (s *spec) query(q query, now time.Time) {
 	}
 	if a.optional && q.sources != 0 && !g.exclude {
 		s.excuseAnswers(g, "T3")
+	}
+	if g.marked && q.sources != 0 && !g.exclude {
+		s.excuseAnswers(g, "T5")
 	}
 	matches := g.said(a) != ""
 	if s.kernel && q.sources != 0 && g.exclude && matches {

@@ -110,9 +110,9 @@ type packet struct {
 	query   bool // one that it has heard
 }
 
-// helper tells whether the packet is only about groups that serve the test.
+// helper tells whether the packet is only about the groups that serve the test, and no general answer.
 func (p packet) helper() bool {
-	return !slices.ContainsFunc(p.records, func(r record) bool { return !r.group.helper() })
+	return !slices.ContainsFunc(p.records, func(r record) bool { return r.group != barrier && r.group != sentinel })
 }
 
 func (p packet) byGroup() map[name][]record {
