@@ -10,9 +10,9 @@
 // When a Report is sent is a matter of chance, so that a change may come before or after a retransmission. What is in
 // it is not: it follows from the changes and the transmissions before it. A spec (model_test.go) says for each twin
 // what RFC 9777 wants it to be; if both twins met changes and transmissions in the same order, they have to have said
-// the same, too. Where the kernel is known to do something else, the deviation has a number, DEVIATIONS.md says what it
-// is, and the spec says when it is excused. Ours never is.
+// the same, too. Where the kernel is known to do something else, the deviation has a number, DEVIATIONS.md says what
+// it is, and the spec says when it is excused. Ours never is.
 //
 // `make twin` runs it. It has a target of its own because it hurries both listeners and compares what they say, which
-// wants a machine that has nothing else to do. What it has found of the kernel is in DEVIATIONS.md.
+// wants a machine that has nothing else to do.
 package twin

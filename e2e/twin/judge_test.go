@@ -56,22 +56,43 @@ func replays(s *spec, events []event, packets []packet) []round {
 	return good
 }
 
+// maxOrders bounds the orders that are tried; each step met by a packet on the way doubles them.
+const maxOrders = 256
+
 // orders are the orders in which events may have happened, beginning with the one in which they were noted.
 func orders(events []event, packets []packet) [][]event {
-	list := [][]event{events}
-	for i := len(events) - 1; i >= 0; i-- {
-		e := events[i]
-		if e.isFrame() {
-			continue
+	list := [][]event{nil}
+	for len(events) > 0 {
+		n := 1
+		for n < len(events) && events[n].isFrame() {
+			n++
 		}
-		for n := 1; i+n < len(events) && events[i+n].isFrame(); n++ {
-			p := packets[events[i+n].frame]
-			if p.time.After(e.ended) {
-				break
+		var next [][]event
+		for _, part := range partOrders(events[:n], packets) {
+			for _, before := range list {
+				if len(next) < maxOrders {
+					next = append(next, slices.Concat(before, part))
+				}
 			}
-			if !p.helper() && len(list) < 64 {
-				list = append(list, slices.Concat(events[:i], events[i+1:i+1+n], []event{e}, events[i+1+n:]))
-			}
+		}
+		list, events = next, events[n:]
+	}
+	return list
+}
+
+// partOrders are the orders of a step and the packets after it.
+func partOrders(events []event, packets []packet) [][]event {
+	list := [][]event{events}
+	if events[0].isFrame() {
+		return list
+	}
+	for n := 1; n < len(events); n++ {
+		p := packets[events[n].frame]
+		if p.time.After(events[0].ended) {
+			break
+		}
+		if !p.helper() {
+			list = append(list, slices.Concat(events[1:n+1], events[:1], events[n+1:]))
 		}
 	}
 	return list
@@ -138,7 +159,8 @@ func replay(s *spec, events []event, packets []packet) round {
 	return r
 }
 
-// differ says in which groups twins differ that met the same in the same order; skewed tells that some met it in another.
+// differ says in which groups twins differ that met the same in the same order; skewed tells that some met it in
+// another.
 func differ(kernel, ours round) (differences []string, skewed bool) {
 	for n := range addresses {
 		switch {
@@ -171,6 +193,7 @@ func (t *twin) tell(tb testing.TB, r round) {
 	text := t.heard.Tshark(tb.Context(), "-Y", fmt.Sprintf("frame.number >= %d && frame.number <= %d", first+1, last+1),
 		"-T", "fields", "-e", "frame.number", "-e", "frame.time_relative", "-e", "ipv6.src", "-e", "icmpv6.type",
 		"-e", "icmpv6.mld.multicast_address", "-e", "icmpv6.mld.source_address", "-e", "icmpv6.mldr.mar.record_type",
-		"-e", "icmpv6.mldr.mar.nb_sources", "-e", "icmpv6.mldr.mar.multicast_address", "-e", "icmpv6.mldr.mar.source_address")
+		"-e", "icmpv6.mldr.mar.nb_sources", "-e", "icmpv6.mldr.mar.multicast_address",
+		"-e", "icmpv6.mldr.mar.source_address")
 	tb.Logf("%s, steps %s: %v\n%s", t.name, textOf(r.steps), r.said, text)
 }

@@ -38,6 +38,7 @@ type state struct {
 
 	suppressed   string // MLDv1: another node was the last to report the group; by V1-18 or a deviation
 	lastReporter bool   // the flag of that name, as the kernel has it
+	marked       bool   // the kernel may have notes left of sources that were asked for (T5)
 }
 
 // answer is a pending answer to a query.
@@ -177,13 +178,14 @@ func (s *spec) listen(socket int, n name, f filter) {
 		s.excuseChanges(g, "T2")
 	}
 	if left {
-		g.suppressed, g.lastReporter = "", false
+		g.suppressed, g.lastReporter, g.marked = "", false, false
 	}
 	if g.changesExcused != "" {
 		g.modes, g.counts = 0, map[set]int{}
 	}
 	if g.answer != nil && g.answer.sources != 0 && g.filter != before {
 		s.excuseAnswers(g, "T5")
+		g.marked = s.kernel && g.wants()
 	}
 }
 
@@ -292,6 +294,9 @@ func (s *spec) query(q query, now time.Time) {
 	if a.optional && q.sources != 0 && !g.exclude {
 		s.excuseAnswers(g, "T3")
 	}
+	if g.marked && q.sources != 0 && !g.exclude {
+		s.excuseAnswers(g, "T5")
+	}
 	matches := g.said(a) != ""
 	if s.kernel && q.sources != 0 && g.exclude && matches {
 		a.sources = 0
@@ -397,7 +402,7 @@ func (g *state) transmitted() {
 }
 
 // lateness is how much later than the Maximum Response Delay an answer may come on a busy machine.
-const lateness = 500 * time.Millisecond
+const lateness = 2 * time.Second
 
 // sent is a packet of the twin's. The error says what is wrong with it.
 func (s *spec) sent(p packet) error {
@@ -493,7 +498,8 @@ func (g *state) told(n name, text string) error {
 
 // untold tells whether there is a change of the group still to be told, or a message of MLDv1 to be sent.
 func (g *state) untold() bool {
-	return g.modes > 0 || g.reports > 0 || g.dones > 0 || slices.Max(append(slices.Collect(maps.Values(g.counts)), 0)) > 0
+	counts := slices.Collect(maps.Values(g.counts))
+	return slices.Max(append(counts, g.modes, g.reports, g.dones)) > 0
 }
 
 // owes tells whether an answer has to come.

@@ -16,7 +16,7 @@ import (
 type name byte
 
 const (
-	barrier  name = '!' // joined all the time; a query for it is answered at once, and so shows that those before were read
+	barrier  name = '!' // always joined; the answer to a query for it shows that the queries before have been read
 	sentinel name = '~' // joined and left at the end of a round, which makes the kernel send what is left
 	other    name = '?' // all other addresses: solicited-node groups and their like
 	nobody   name = 0   // the address of a General Query
@@ -24,7 +24,8 @@ const (
 
 var addresses = map[name]netip.Addr{
 	'g': netip.MustParseAddr("ff05::67"), 'h': netip.MustParseAddr("ff05::68"), 'i': netip.MustParseAddr("ff0e::69"),
-	'j': netip.MustParseAddr("ff02::6a:6a"), 's': netip.MustParseAddr("ff3e::8000:73"), 't': netip.MustParseAddr("ff35::8000:74"),
+	'j': netip.MustParseAddr("ff02::6a:6a"),
+	's': netip.MustParseAddr("ff3e::8000:73"), 't': netip.MustParseAddr("ff35::8000:74"),
 	barrier: netip.MustParseAddr("ff05::ba"), sentinel: netip.MustParseAddr("ff05::5e"), nobody: netip.IPv6Unspecified(),
 }
 

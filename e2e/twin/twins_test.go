@@ -23,7 +23,7 @@ import (
 )
 
 const (
-	patience = 5 * time.Second       // the ceiling of every wait
+	patience = 10 * time.Second      // the ceiling of every wait
 	interval = 60 * time.Millisecond // Unsolicited Report Interval of both twins, in both versions
 	margin   = 20 * time.Millisecond // how late an answer may be before it is missed
 )
@@ -61,7 +61,8 @@ func (q query) packet() []byte {
 	}
 	return mld.AppendQuery(nil, router, dst, mld.Query{
 		Version: mld.Version(q.version), MulticastAddress: addresses[q.group],
-		MaxResponseCode: uint16(q.delay / time.Millisecond), QRV: uint8(q.qrv), QQIC: uint8(q.qqi), Sources: q.sources.addrs(),
+		MaxResponseCode: uint16(q.delay / time.Millisecond), QRV: uint8(q.qrv), QQIC: uint8(q.qqi),
+		Sources: q.sources.addrs(),
 	})
 }
 
@@ -111,9 +112,9 @@ type packet struct {
 	query   bool // one that it has heard
 }
 
-// helper tells whether the packet is only about groups that serve the test.
+// helper tells whether the packet is only about the groups that serve the test, and no general answer.
 func (p packet) helper() bool {
-	return !slices.ContainsFunc(p.records, func(r record) bool { return !r.group.helper() })
+	return !slices.ContainsFunc(p.records, func(r record) bool { return r.group != barrier && r.group != sentinel })
 }
 
 func (p packet) byGroup() map[name][]record {
@@ -207,8 +208,8 @@ func (r *rig) newTwin(asker *netnslab.Node, called string) *twin {
 	return t
 }
 
-// settle waits until the kernel has announced itself: it tells its solicited-node group twice when it joins it and twice
-// when its address is valid (L8).
+// settle waits until the kernel has announced itself: it tells its solicited-node group twice when it joins it and
+// twice when its address is valid (L8).
 func (t *twin) settle() {
 	for told := 0; told < 4; {
 		for _, r := range t.next("announcement").records {
@@ -345,8 +346,8 @@ func (t *twin) waitSent(n name) {
 	}
 }
 
-// barrier asks for the barrier group, with a Maximum Response Delay of 0, and waits for the answer. Queries are read in
-// turn, so that those before have been read, too.
+// barrier asks for the barrier group, with a Maximum Response Delay of 0, and waits for the answer. Queries are read
+// in turn, so that those before have been read, too.
 func (t *twin) barrier(version int) {
 	t.tb.Helper()
 	t.ask(query{version: version, group: barrier, qrv: t.qrv, qqi: t.qqi})
@@ -448,7 +449,7 @@ func (t *twin) packets(ctx context.Context) []packet {
 	t.tb.Helper()
 	frames := t.heard.Frames()
 	text := t.heard.Tshark(ctx, "-T", "fields", "-E", "separator=|", "-E", "occurrence=a", "-E", "aggregator=,",
-		"-e", "icmpv6.type", "-e", "icmpv6.checksum.status", "-e", "ipv6.src", "-e", "ipv6.hlim", "-e", "ipv6.opt.router_alert",
+		"-e", "icmpv6.type", "-e", "icmpv6.checksum.status", "-e", "ipv6.hlim", "-e", "ipv6.opt.router_alert",
 		"-e", "icmpv6.mld.multicast_address", "-e", "icmpv6.mldr.mar.record_type", "-e", "icmpv6.mldr.mar.nb_sources",
 		"-e", "icmpv6.mldr.mar.multicast_address", "-e", "icmpv6.mldr.mar.source_address")
 	var lines []string
@@ -466,10 +467,10 @@ func (t *twin) packets(ctx context.Context) []packet {
 			continue
 		}
 		field := strings.Split(lines[i], "|")
-		if field[1] != "1" || field[3] != "1" || field[4] != "0" {
+		if field[1] != "1" || field[2] != "1" || field[3] != "0" {
 			t.tb.Errorf("%s: checksum, hop limit or Router Alert are wrong in %q", t.name, lines[i])
 		}
-		records, err := decode(field[0], field[5], split(field[6]), split(field[7]), split(field[8]), split(field[9]))
+		records, err := decode(field[0], field[4], split(field[5]), split(field[6]), split(field[7]), split(field[8]))
 		if err != nil {
 			t.tb.Fatalf("%s: %q: %v", t.name, lines[i], err)
 		}
@@ -552,12 +553,14 @@ func (o ourSide) waitRead(int) {
 	netnslab.WaitFor(o.twin.tb, "all queries heard", patience, func() (bool, string) {
 		state, err := o.agent.State(o.twin.tb.Context())
 		c := state.Counters
-		return c.QueriesHeard == uint64(o.twin.asked) && c.ReportsHeard == uint64(o.twin.reported), fmt.Sprint(state.Counters, err)
+		all := c.QueriesHeard == uint64(o.twin.asked) && c.ReportsHeard == uint64(o.twin.reported)
+		return all, fmt.Sprint(state.Counters, err)
 	})
 }
 
 func (o ourSide) listen(l listen, _ filter) error {
-	return o.agent.Listen(o.twin.tb.Context(), listener.SubscriberID(l.socket+1), addresses[l.group], l.filter.listener())
+	id := listener.SubscriberID(l.socket + 1)
+	return o.agent.Listen(o.twin.tb.Context(), id, addresses[l.group], l.filter.listener())
 }
 
 // sockets are the kernel's side: real ones that join and filter.
