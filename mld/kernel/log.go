@@ -3,6 +3,7 @@ package kernel
 import (
 	"encoding/binary"
 	"fmt"
+	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -43,6 +44,10 @@ func openLog(ns *netns.Namespace, ifindex int) (*netlink.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open netfilter socket: %w", err)
 	}
+	if err := c.SetReadBuffer(logBuffer); err != nil {
+		_ = c.Close()
+		return nil, fmt.Errorf("set size of log buffer: %w", err)
+	}
 	for _, config := range []netlink.Attribute{
 		{Type: nfulCfgCmd, Data: []byte{nfulCmdBind}},
 		{Type: nfulCfgMode, Data: []byte{0, 0, 0xff, 0xff, nfulCopyPacket, 0}},
@@ -54,21 +59,42 @@ func openLog(ns *netns.Namespace, ifindex int) (*netlink.Conn, error) {
 			return nil, fmt.Errorf("nflog group %d: %w", logGroup(ifindex), err)
 		}
 		header := binary.BigEndian.AppendUint16([]byte{unix.AF_INET6, unix.NFNETLINK_V0}, logGroup(ifindex))
-		_, err = c.Execute(netlink.Message{
-			Header: netlink.Header{Type: nfulMsgConfig, Flags: netlink.Request | netlink.Acknowledge},
-			Data:   append(header, attr...),
-		})
-		if err != nil {
+		if err := configure(c, append(header, attr...)); err != nil {
 			_ = c.Close()
 			return nil, fmt.Errorf("nflog group %d: %w", logGroup(ifindex), err)
 		}
 	}
-	if err := c.SetReadBuffer(logBuffer); err != nil {
-		_ = c.Close()
-		return nil, fmt.Errorf("set size of log buffer: %w", err)
-	}
 	return c, nil
 }
+
+// configure sends a request about the log and waits for its acknowledgement. Copies of packets may come before that;
+// they are from before the mirror begins, which does not count on them.
+func configure(c *netlink.Conn, request []byte) error {
+	sent, err := c.Send(netlink.Message{
+		Header: netlink.Header{Type: nfulMsgConfig, Flags: netlink.Request | netlink.Acknowledge},
+		Data:   request,
+	})
+	if err != nil {
+		return err
+	}
+	if err := c.SetReadDeadline(time.Now().Add(logPatience)); err != nil {
+		return err
+	}
+	for {
+		replies, err := c.Receive()
+		if err != nil {
+			return err
+		}
+		for _, r := range replies {
+			if r.Header.Type == netlink.Error && r.Header.Sequence == sent.Header.Sequence {
+				return c.SetReadDeadline(time.Time{})
+			}
+		}
+	}
+}
+
+// logPatience is how long an acknowledgement may take, which the kernel sends at once.
+const logPatience = 5 * time.Second
 
 // loggedPackets calls found with the packets in what was read from the log.
 func loggedPackets(b []byte, found func(packet []byte)) {

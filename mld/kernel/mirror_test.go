@@ -522,3 +522,43 @@ func BenchmarkNextByHint(b *testing.B) {
 	e.LinkLocal()
 	benchmarkNext(b, e, newMute(b, e, hints))
 }
+
+// A mirror begins while the kernel reports, whose muted packets come to the log before it is set up.
+func TestOpenMirrorWhileTheKernelReports(t *testing.T) {
+	t.Parallel()
+	e := pod(t)
+	e.Node().SetSysctl("net/ipv6/conf/"+e.Name()+"/force_mld_version", "1") // in which it reports each join at once
+	mute := newMute(t, e, sources)
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			j := kernel.NewJoins(e.Node().Netns(), e.Index())
+			for n := range 8 {
+				if err := j.Join(netip.AddrFrom16([16]byte{0: 0xff, 1: 5, 13: 7, 14: byte(i), 15: byte(n)})); err != nil {
+					t.Error(err)
+				}
+			}
+			if err := j.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	}()
+	for range 200 {
+		m, err := kernel.OpenMirror(e.Node().Netns(), e.Index(), mute)
+		if err != nil {
+			t.Error(err)
+			break
+		}
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	close(stop)
+	<-stopped
+}
