@@ -293,7 +293,9 @@ func (a *Agent) receive(h heard) {
 		reason := mld.ReasonOf(err)
 		a.rejected[reason]++
 		if reason == mld.ReasonSource || reason == mld.ReasonUnspecifiedSource {
-			a.warnings.source.log(a.log, now, "message ignored: its source is not link-local") // V1-33, V2-5
+			if a.warnings.source.due(now) { // V1-33, V2-5
+				a.log.Warn("message ignored: its source is not link-local")
+			}
 		}
 		return
 	}
@@ -302,9 +304,8 @@ func (a *Agent) receive(h heard) {
 	}
 	before := a.listener.Counters().SourceSpecificQueriesV1
 	a.listener.Receive(now, p.Src, p.Message)
-	if a.listener.Counters().SourceSpecificQueriesV1 > before {
-		a.warnings.version.log(a.log, now, "MLDv1 query concerns a source-specific address: the querier should speak MLDv2",
-			"querier", p.Src) // V2-59, V2-79
+	if a.listener.Counters().SourceSpecificQueriesV1 > before && a.warnings.version.due(now) { // V2-59, V2-79
+		a.log.Warn("MLDv1 query concerns a source-specific address: the querier should speak MLDv2", "querier", p.Src)
 	}
 }
 
@@ -315,12 +316,13 @@ type warning struct {
 
 const warningPause = time.Minute
 
-func (w *warning) log(log *slog.Logger, now time.Time, message string, args ...any) {
+// due tells whether it is time for the warning, which is then taken as said.
+func (w *warning) due(now time.Time) bool {
 	if now.Before(w.next) {
-		return
+		return false
 	}
 	w.next = now.Add(warningPause)
-	log.Warn(message, args...)
+	return true
 }
 
 func (a *Agent) setLink(now time.Time, s link.State) {

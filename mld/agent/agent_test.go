@@ -1076,7 +1076,7 @@ func TestV1_33_V2_05_V2_59_V2_79_Warnings(t *testing.T) {
 		} {
 			hear(c.packet, c.text, 1)
 			hear(c.packet, c.text, 1)
-			time.Sleep(warningPause)
+			<-time.After(warningPause) // of the bubble's clock
 			hear(c.packet, c.text, 2)
 		}
 	})
