@@ -18,7 +18,7 @@ const (
 // framesTo counts the frames to a group that have come in.
 func framesTo(c *netnslab.Capture, group netip.Addr) (n int) {
 	for _, f := range c.Frames() {
-		if !f.Outgoing && f.Dst() == group {
+		if !f.Outgoing && f.Dst() == group && f.ICMPv6() == 0 { // a version 1 Report goes to its group, too
 			n++
 		}
 	}
