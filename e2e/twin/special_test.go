@@ -25,40 +25,44 @@ import (
 func TestV2_36_Storm(t *testing.T) {
 	t.Parallel()
 	const (
-		delay = 200 * time.Millisecond
-		pause = 50 * time.Millisecond
-		late  = delay + 50*time.Millisecond // on a busy machine
+		delay   = 200 * time.Millisecond
+		pause   = 50 * time.Millisecond
+		late    = delay + pause
+		queries = 100
 	)
 	r := newRig(t)
-	wait := func(w *twin) (longest time.Duration) {
-		unanswered, read := time.Time{}, len(w.heard.Frames())
-		for _, p := range w.packets(t.Context())[:read] {
-			for _, x := range p.records {
-				if x.group == other && x.current() && !unanswered.IsZero() {
-					longest, unanswered = max(longest, p.time.Sub(unanswered)), time.Time{}
-				}
-			}
+	for range queries {
+		for _, w := range r.twins() {
+			w.ask(query{version: 2, delay: delay, qrv: 2, qqi: 125})
+		}
+		<-time.After(pause)
+	}
+	// A busy machine is late now and then; drawing anew makes a quarter of the answers late.
+	share := func(w *twin) int {
+		unanswered, answers, tooLate := time.Time{}, 0, 0
+		for _, p := range w.packets(t.Context()) {
 			if p.query && unanswered.IsZero() {
 				unanswered = p.time
 			}
-		}
-		return longest
-	}
-	asked := 0
-	for longest := time.Duration(0); longest < late; longest = wait(r.kernel) {
-		if asked > 500 {
-			t.Fatalf("the kernel has answered every time within %v: L11 is no more", longest)
-		}
-		for range 20 {
-			for _, w := range r.twins() {
-				w.ask(query{version: 2, delay: delay, qrv: 2, qqi: 125})
+			if _, background := p.byGroup()[other]; background && p.records[0].current() && !unanswered.IsZero() {
+				answers++
+				if p.time.Sub(unanswered) > late {
+					tooLate++
+				}
+				unanswered = time.Time{}
 			}
-			asked++
-			<-time.After(pause)
 		}
+		t.Logf("%s: %d answers, %d of them late", w.name, answers, tooLate)
+		if answers == 0 {
+			return 100
+		}
+		return 100 * tooLate / answers
 	}
-	if longest := wait(r.ours); longest == 0 || longest > late {
-		t.Errorf("of %d queries with a delay of %v one has waited for %v", asked, delay, longest)
+	if n := share(r.ours); n > 10 {
+		t.Errorf("ours: %d%% of the answers come later than %v after the query", n, delay)
+	}
+	if n := share(r.kernel); n == 0 {
+		t.Errorf("the kernel is never late: L11 is no more")
 	}
 }
 
