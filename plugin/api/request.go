@@ -20,7 +20,14 @@ const (
 	OpDel    = "del"    // detach; unknown attachments are no error
 	OpCheck  = "check"  // prove that the attachment works; with Settings and both descriptors
 	OpStatus = "status" // answer with Status; without an attachment
+	OpGC     = "gc"     // detach what is attached to Network and not in Valid
+	OpList   = "list"   // answer, and then a line for each attachment
+	OpGroups = "groups" // answer, and then a line for each multicast address of each interface
+	OpWatch  = "watch"  // answer, and then a line for each event, until the client closes the connection
 )
+
+// ops are those that there are, in the order of an error message.
+var ops = []string{OpAdd, OpDel, OpCheck, OpStatus, OpGC, OpList, OpGroups, OpWatch}
 
 // Bounds of an Attachment, in bytes.
 const (
@@ -81,13 +88,18 @@ func notInterface(r rune) bool {
 
 // Request is what a client asks of the daemon.
 type Request struct {
-	V          int    `json:"v"` // Version; Client.Call fills it in
-	Op         string `json:"op"`
-	Attachment        // none for OpStatus
+	V  int    `json:"v"` // Version; Client.Call fills it in
+	Op string `json:"op"`
+	// Attachment is what OpAdd, OpDel and OpCheck are about; OpGC has its Network alone.
+	Attachment
 	// Settings go with OpAdd and OpCheck.
 	Settings *Settings `json:"settings,omitempty"`
 	// NetnsPath is where the runtime says the container's namespace is: a label, up to MaxNetnsPath bytes.
 	NetnsPath string `json:"netns,omitempty"`
+	// Host lets OpAdd attach an interface of the client's own namespace, where Netns is HostNetns.
+	Host bool `json:"host,omitempty"`
+	// Valid goes with OpGC: what the runtime still knows of Network. The attachments in it name no network.
+	Valid []Attachment `json:"valid,omitempty"`
 	// Netns and HostNetns are the container's and the client's own network namespace, open. Whoever reads a
 	// request owns them and closes them; a client keeps its own. That they are network namespaces is for the
 	// reader to verify.
@@ -117,10 +129,12 @@ func (r *Request) Validate() error {
 		return bad("netns is %d bytes long: at most %d are allowed", len(r.NetnsPath), MaxNetnsPath)
 	}
 	switch r.Op {
-	case OpStatus:
+	case OpStatus, OpList, OpGroups, OpWatch:
 		return nil
 	case OpDel:
 		return r.Attachment.Validate()
+	case OpGC:
+		return r.validateGC()
 	case OpAdd, OpCheck:
 		if err := r.Attachment.Validate(); err != nil {
 			return err
@@ -136,8 +150,25 @@ func (r *Request) Validate() error {
 		}
 		return nil
 	default:
-		return bad("unknown op %q: known are %s, %s, %s, %s", Cut(r.Op), OpAdd, OpDel, OpCheck, OpStatus)
+		return bad("unknown op %q: known are %s", Cut(r.Op), strings.Join(ops, ", "))
 	}
+}
+
+// validateGC is Validate for OpGC.
+func (r *Request) validateGC() error {
+	if !isName(r.Network) {
+		return Attachment{Network: r.Network}.Validate()
+	}
+	for _, a := range r.Valid {
+		if a.Network != "" {
+			return types.NewError(types.ErrDecodingFailure, fmt.Sprintf("request: valid attachment %v: must not name a network", a), "")
+		}
+		a.Network = r.Network
+		if err := a.Validate(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // wireRequest is a Request as it travels.

@@ -135,6 +135,10 @@ func TestExchange(t *testing.T) {
 		{Op: OpDel, Attachment: Attachment{"lab", "c1", "eth0"}},
 		host,
 		{Op: OpStatus},
+		{Op: OpGC, Attachment: Attachment{Network: "lab"}, Valid: []Attachment{{ContainerID: "c1", IfName: "eth0"}}},
+		{Op: OpList, HostNetns: tempFile(t, "host")},
+		{Op: OpGroups},
+		{Op: OpWatch},
 	} {
 		got := make(chan *Request, 1)
 		go func() {
@@ -142,7 +146,7 @@ func TestExchange(t *testing.T) {
 			if err != nil {
 				t.Error(err)
 				conn.Close()
-			} else if err := WriteAnswer(conn, answers[i]); err != nil {
+			} else if err := WriteAnswer(conn, answers[i%len(answers)]); err != nil {
 				t.Error(err)
 			}
 			got <- r
@@ -151,7 +155,7 @@ func TestExchange(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want := *answers[i]
+		want := *answers[i%len(answers)]
 		want.V = Version
 		if diff := cmp.Diff(&want, answer); diff != "" {
 			t.Error(diff)
@@ -291,6 +295,10 @@ func TestReadRequestRefuses(t *testing.T) {
 		{"bad attachment", replace(`"c1"`, `"../c1"`), 2, `"../c1"`},
 		{"bad settings", replace(`"robustness":2`, `"robustness":9`), 2, "robustness: 9"},
 		{"bad group", replace(`"groups":null`, `"groups":["fd00::1"]`), 2, `groups[0]: "fd00::1"`},
+		{"GC without a network", `{"v":1,"op":"gc","valid":[]}` + "\n", 0, `network name ""`},
+		{"GC of many networks", `{"v":1,"op":"gc","network":"lab","valid":[{"network":"lab","containerID":"c1","ifname":"eth0"}]}` + "\n",
+			0, "lab/c1/eth0: must not name a network"},
+		{"GC with a bad attachment", `{"v":1,"op":"gc","network":"lab","valid":[{"containerID":"c1","ifname":"a/b"}]}` + "\n", 0, `"a/b"`},
 		{"no settings", replace(`"settings":{`, `"settings":null,"x":{`), 2, `"x"`},
 		{"long path", replace(`"op"`, `"netns":"`+strings.Repeat("x", 5000)+`","op"`), 2, "5000 bytes"},
 	} {
