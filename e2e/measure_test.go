@@ -6,77 +6,13 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"path/filepath"
-	"slices"
 	"testing"
 	"time"
 
 	mdnetlink "github.com/mdlayher/netlink"
 	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
-
-	"github.com/seed-aaab8e3a/cni-mld/e2e/chain"
 )
-
-// samples are durations of several kinds, measured in turn so that whatever else the machine does falls on all of them
-// alike.
-type samples struct {
-	names  []string
-	values map[string][]time.Duration
-}
-
-func (s *samples) add(name string, d time.Duration) {
-	if s.values == nil {
-		s.values = map[string][]time.Duration{}
-	}
-	if s.values[name] == nil {
-		s.names = append(s.names, name)
-	}
-	s.values[name] = append(s.values[name], d)
-}
-
-// time measures one call.
-func (s *samples) time(b *testing.B, name string, call func() error) {
-	b.Helper()
-	begin := time.Now()
-	if err := call(); err != nil {
-		b.Fatalf("%s: %v", name, err)
-	}
-	s.add(name, time.Since(begin))
-}
-
-// report gives the median of each kind in milliseconds, and how many samples it is of.
-func (s *samples) report(b *testing.B) {
-	b.ReportMetric(0, "ns/op") // the mean of a round says nothing
-	for _, name := range s.names {
-		v := slices.Sorted(slices.Values(s.values[name]))
-		b.ReportMetric(float64(v[len(v)/2])/float64(time.Millisecond), name+"-ms")
-	}
-}
-
-// BenchmarkVerbs measures what mld adds to a chain: ADD and DEL of a container through libcni, by the bridge plugin alone
-// and with mld behind it, which waits for the entry in the MDB.
-func BenchmarkVerbs(b *testing.B) {
-	s := newSegment(b, quiet, map[string]any{"groups": []netip.Addr{groupA}})
-	alone, err := chain.New(chain.Config{Host: s.Host(), Bin: s.bin, Dir: filepath.Join(s.dir, "alone"), Bridge: "cni0"})
-	if err != nil {
-		b.Fatal(err)
-	}
-	warm := s.add("warm") // starts the daemon
-	s.del(warm)
-	var found samples
-	for i := 0; b.Loop(); i++ {
-		for _, c := range []struct {
-			name string
-			*chain.Chain
-		}{{"BridgeAlone", alone}, {"BridgeAndMLD", s.chain}} {
-			n := s.Node(fmt.Sprintf("c%d%s", i, c.name))
-			found.time(b, "ADD_"+c.name, func() error { _, err := c.Add(b.Context(), n); return err })
-			found.time(b, "DEL_"+c.name, func() error { return c.Del(b.Context(), n) })
-		}
-	}
-	found.report(b)
-}
 
 // BenchmarkJoinToMDB measures the time from an application's setsockopt to the bridge's event of the entry, in a
 // container whose kernel reports by itself and in one with our listener. The kernel is in version 1 mode on a bridge

@@ -86,7 +86,7 @@ func (l *Lab) Node(name string) *Node {
 	return n
 }
 
-// newNamespace makes a network namespace on a thread that is not used for anything else.
+// newNamespace makes a network namespace on a thread that is locked meanwhile.
 func newNamespace(name string) (*netns.Namespace, error) {
 	type result struct {
 		ns  *netns.Namespace
@@ -94,8 +94,8 @@ func newNamespace(name string) (*netns.Namespace, error) {
 	}
 	done := make(chan result)
 	go func() {
-		// Locked and never unlocked, so the thread ends with this goroutine. It goes home before that all the
-		// same: the first thread of a process cannot end, and stands for the whole process in /proc.
+		// Unlocked only when it is home again, else the thread ends with this goroutine. It should not end without
+		// need: a command that it has started would be killed, see Node.Command.
 		runtime.LockOSThread()
 		ns, err := func() (*netns.Namespace, error) {
 			home, err := vnetns.Get()
@@ -111,6 +111,7 @@ func newNamespace(name string) (*netns.Namespace, error) {
 			if err := vnetns.Set(home); err != nil {
 				return nil, errors.Join(fmt.Errorf("leave the new network namespace: %w", err), file.Close())
 			}
+			runtime.UnlockOSThread()
 			return netns.FromFile(file)
 		}()
 		done <- result{ns, err}

@@ -28,7 +28,7 @@ type census struct {
 }
 
 // takeCensus counts what is there before the tests, after it has woken what is made once and stays: the
-// runtime's poller and the thread of mld/netns.
+// runtime's poller and the descriptor with which mld/netns finds home.
 func takeCensus() (*census, error) {
 	if unavailable == nil {
 		ns, err := netns.Current()

@@ -1,5 +1,6 @@
 // Package chain runs a real CNI chain inside a lab: the reference bridge plugin, then mld, through libcni, with the
-// programs of this repository; or mld alone. The end-to-end tests and the demonstration stand on it.
+// programs of this repository; or mld alone; or another plugin in its place, to compare. The end-to-end tests and the
+// demonstration stand on it.
 package chain
 
 import (
@@ -39,11 +40,26 @@ func Build(ctx context.Context, dir string) error {
 		"bridge":     "github.com/containernetworking/plugins/plugins/main/bridge",
 		"host-local": "github.com/containernetworking/plugins/plugins/ipam/host-local",
 	} {
-		cmd := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(dir, name), pkg)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("build %s: %w\n%s", name, err, out)
+		if err := build(ctx, dir, name, pkg); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// BuildPeers builds what mld is compared with: the reference plugin tuning, and one that does nothing but one call over
+// a unix socket.
+func BuildPeers(ctx context.Context, dir string) error {
+	return errors.Join(
+		build(ctx, dir, "tuning", "github.com/containernetworking/plugins/plugins/meta/tuning"),
+		build(ctx, dir, "noop", module+"/e2e/noop"))
+}
+
+func build(ctx context.Context, dir, name, pkg string) error {
+	cmd := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(dir, name), pkg)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build %s: %w\n%s", name, err, out)
 	}
 	return nil
 }
@@ -66,6 +82,7 @@ type Config struct {
 	Bridge  string         // name of the bridge, which the lab may have made before
 	Version string         // of the CNI specification; empty means 1.1.0
 	MLD     map[string]any // keys of mld's configuration; nil: the chain is the bridge plugin alone
+	Peer    map[string]any // the whole configuration of another plugin, in mld's place
 }
 
 // New makes a chain. The daemon is started by the first Add; see [Chain.Stop].
@@ -84,8 +101,8 @@ func New(cfg Config) (*Chain, error) {
 			"ranges": [][]map[string]string{{{"subnet": "fd00:1::/64"}}},
 		},
 	}}
-	if cfg.MLD != nil {
-		plugins = append(plugins, c.mld(cfg.MLD))
+	if cfg.MLD != nil || cfg.Peer != nil {
+		plugins = append(plugins, c.last(cfg.MLD))
 	}
 	conflist, err := json.Marshal(map[string]any{"cniVersion": cfg.Version, "name": "lab", "plugins": plugins})
 	if err != nil {
@@ -98,8 +115,11 @@ func New(cfg Config) (*Chain, error) {
 	return c, nil
 }
 
-// mld is the configuration of the plugin mld with the given keys.
-func (c *Chain) mld(keys map[string]any) map[string]any {
+// last is the configuration of the plugin behind the bridge: mld with the given keys, or its peer.
+func (c *Chain) last(keys map[string]any) map[string]any {
+	if c.cfg.Peer != nil {
+		return maps.Clone(c.cfg.Peer)
+	}
 	conf := map[string]any{"type": "mld", "runDir": c.RunDir}
 	maps.Copy(conf, keys)
 	return conf
@@ -124,7 +144,7 @@ func (c *Chain) Del(ctx context.Context, n *netnslab.Node) error {
 	return c.cni.DelNetworkList(ctx, c.list, c.runtimeConf(n))
 }
 
-// A Call is one run of the plugin mld by itself, without the chain around it.
+// A Call is one run of the plugin mld, or of its peer, by itself, without the chain around it.
 type Call struct {
 	Command     string         // CNI_COMMAND
 	ContainerID string         // CNI_CONTAINERID
@@ -135,8 +155,8 @@ type Call struct {
 	Stderr      io.Writer      // nil: what mld says there becomes part of an error that is none of CNI's
 }
 
-// Run runs mld as a runtime would after a plugin that has made the interface, and returns its standard output. The
-// error of a plugin that has failed is a *types.Error.
+// Run runs mld, or its peer, as a runtime would after a plugin that has made the interface, and returns its standard
+// output. The error of a plugin that has failed is a *types.Error.
 func (c *Chain) Run(ctx context.Context, call Call) ([]byte, error) {
 	if call.IfName == "" {
 		call.IfName = IfName
@@ -144,7 +164,7 @@ func (c *Chain) Run(ctx context.Context, call Call) ([]byte, error) {
 	if call.MLD == nil {
 		call.MLD = c.cfg.MLD
 	}
-	conf := c.mld(call.MLD)
+	conf := c.last(call.MLD)
 	conf["cniVersion"], conf["name"] = c.cfg.Version, c.list.Name
 	if call.Command == "ADD" || call.Command == "CHECK" {
 		conf["prevResult"] = map[string]any{
@@ -156,7 +176,7 @@ func (c *Chain) Run(ctx context.Context, call Call) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return c.exec.run(ctx, filepath.Join(c.cfg.Bin, "mld"), stdin, []string{
+	return c.exec.run(ctx, filepath.Join(c.cfg.Bin, conf["type"].(string)), stdin, []string{
 		"PATH=" + os.Getenv("PATH"), "CNI_PATH=" + c.cfg.Bin, "CNI_COMMAND=" + call.Command,
 		"CNI_CONTAINERID=" + call.ContainerID, "CNI_NETNS=" + call.Netns, "CNI_IFNAME=" + call.IfName,
 		"CNI_ARGS=" + call.Args,

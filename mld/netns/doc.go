@@ -3,7 +3,8 @@
 //
 // It is the only place of the production code that enters a namespace. Entering one is a property of an
 // operating-system thread, and goroutines move between threads, so a program that enters namespaces in many
-// places ends with sockets in the wrong one. Here a single thread, the namespace thread, does it for everybody:
+// places ends with sockets in the wrong one. Here a thread enters for the time of one call, and dies if it cannot
+// come back:
 //
 //	ns, err := netns.Open("/run/netns/pod")
 //	...
@@ -13,7 +14,9 @@
 //	})
 //
 // A socket stays in the namespace it was made in, whichever thread uses it later, so Do is needed to open
-// things and not to use them. The functions passed to Do run one after another and must be short.
+// things and not to use them. The functions passed to Do must be short.
+//
+// A process that imports this package has its main goroutine on its first thread for good.
 //
 // An open Namespace pins the namespace, and with it the interfaces in it: Close is not optional.
 package netns

@@ -87,6 +87,9 @@ func TestDoConcurrently(t *testing.T) {
 		for range 50 {
 			group.Go(func() {
 				err := node.Netns().Do(func() error {
+					if unix.Gettid() == os.Getpid() {
+						return errors.New("the first thread of the process is inside")
+					}
 					var here, want unix.Stat_t
 					if err := unix.Stat("/proc/thread-self/ns/net", &here); err != nil {
 						return err

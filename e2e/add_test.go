@@ -1,0 +1,188 @@
+package e2e
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/seed-aaab8e3a/cni-mld/e2e/chain"
+	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
+)
+
+// What mld is measured beside: nothing, the reference plugin that sets a sysctl, and a plugin with one unix call.
+const (
+	alone  = "bridge"
+	tuning = "tuning"
+	noop   = "noop"
+	ours   = "mld"
+)
+
+// The goals for the median, as a part of what the other plugin adds to the chain.
+const (
+	goalTuning = 0.65
+	goalNoop   = 1.3
+)
+
+// BenchmarkAdd measures what mld adds to a chain, its daemon at work already and readiness apart, beside its peers.
+func BenchmarkAdd(b *testing.B) {
+	s := newSegment(b, quiet, nil)
+	ctx := b.Context()
+	if err := chain.BuildPeers(ctx, s.bin); err != nil {
+		b.Fatal(err)
+	}
+	socket := s.echo(b)
+	configs := map[string]chain.Config{
+		alone:  {},
+		tuning: {Peer: map[string]any{"type": "tuning", "sysctl": map[string]string{"net.ipv6.conf.IFNAME.accept_ra": "0"}, "dataDir": filepath.Join(s.dir, "tuning")}},
+		noop:   {Peer: map[string]any{"type": "noop", "socket": socket}},
+		ours:   {MLD: map[string]any{"groups": []netip.Addr{groupA}, "ready": map[string]string{"wait": "none"}}},
+	}
+	names := []string{alone, tuning, noop, ours}
+	chains := map[string]*chain.Chain{}
+	for _, name := range names {
+		c := configs[name]
+		c.Host, c.Bin, c.Dir, c.Bridge = s.Host(), s.bin, filepath.Join(s.dir, name), "cni0"
+		var err error
+		if chains[name], err = chain.New(c); err != nil {
+			b.Fatal(err)
+		}
+	}
+	s.chain = chains[ours]
+	warm := s.Node("warm")
+	if err := errors.Join(second(s.chain.Add(ctx, warm)), s.chain.Del(ctx, warm)); err != nil { // starts the daemon
+		b.Fatal(err)
+	}
+
+	b.Run("Chain", func(b *testing.B) {
+		var adds, dels samples
+		for i := 0; b.Loop(); i++ {
+			for k := range names {
+				name := names[(i+k)%len(names)]
+				n := s.Node(fmt.Sprintf("c%d%s", i, name))
+				adds.time(b, name, func() error { return second(chains[name].Add(ctx, n)) })
+				dels.time(b, name, func() error { return chains[name].Del(ctx, n) })
+			}
+		}
+		b.Logf("ADD\n%s\nDEL\n%s", adds.table(), dels.table())
+		b.ReportMetric(0, "ns/op")
+		hold(b, "ADD-mld/tuning", adds.added(ours, alone), adds.added(tuning, alone), goalTuning)
+		hold(b, "ADD-mld/noop", adds.added(ours, alone), adds.added(noop, alone), goalNoop)
+		hold(b, "DEL-mld/tuning", dels.added(ours, alone), dels.added(tuning, alone), goalTuning)
+		hold(b, "DEL-mld/noop", dels.added(ours, alone), dels.added(noop, alone), goalNoop)
+	})
+	b.Run("Plugin", func(b *testing.B) {
+		var adds, dels samples
+		for i := 0; b.Loop(); i++ {
+			for k := range names[1:] {
+				name := names[1+(i+k)%3]
+				n := s.Node(fmt.Sprintf("p%d%s", i, name))
+				s.bridge.Connect(n, chain.IfName)
+				call := chain.Call{ContainerID: n.Name(), Netns: n.Path()}
+				call.Command = "ADD"
+				adds.time(b, name, func() error { return second(chains[name].Run(ctx, call)) })
+				call.Command = "DEL"
+				dels.time(b, name, func() error { return second(chains[name].Run(ctx, call)) })
+			}
+		}
+		b.Logf("ADD\n%s\nDEL\n%s", adds.table(), dels.table())
+		b.ReportMetric(0, "ns/op")
+		hold(b, "ADD-mld/tuning", adds.median(ours), adds.median(tuning), goalTuning)
+		hold(b, "ADD-mld/noop", adds.median(ours), adds.median(noop), goalNoop)
+	})
+	b.Run("Call", func(b *testing.B) { s.measureCall(b) })
+}
+
+// second is the error of a call whose result nobody wants.
+func second[T any](_ T, err error) error { return err }
+
+// echo serves the plugin noop, and returns the path of the socket.
+func (s *segment) echo(b *testing.B) string {
+	b.Helper()
+	path := filepath.Join(s.dir, "echo.sock")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		b.Fatal(err)
+	}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			line, err := bufio.NewReader(conn).ReadBytes('\n')
+			if err == nil {
+				_, _ = conn.Write(line)
+			}
+			_ = conn.Close()
+		}
+	}()
+	b.Cleanup(func() {
+		_ = l.Close()
+		<-served
+	})
+	return path
+}
+
+// measureCall measures a call to the daemon that changes nothing: over a connection that stands, over a new one, and
+// the first one of a new process.
+func (s *segment) measureCall(b *testing.B) {
+	const goalWarm, goalFresh = 120 * time.Microsecond, 350 * time.Microsecond
+	ctx := b.Context()
+	took := filepath.Join(s.dir, "took")
+	fresh, err := chain.New(chain.Config{
+		Host: s.Host(), Bin: s.bin, Dir: filepath.Join(s.dir, "fresh"), Bridge: "cni0",
+		Peer: map[string]any{"type": "noop", "runDir": s.chain.RunDir, "took": took},
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	request := &api.Request{Op: api.OpDel, Attachment: api.Attachment{Network: "lab", ContainerID: "nobody", IfName: chain.IfName}}
+	call := func(c *api.Client) error {
+		answer, err := c.Call(ctx, request)
+		if err == nil && answer.Error != nil {
+			err = answer.Error
+		}
+		return err
+	}
+	standing, err := api.Dial(ctx, s.chain.RunDir)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer standing.Close()
+	var found samples
+	for b.Loop() {
+		found.time(b, "warm", func() error { return call(standing) })
+		found.time(b, "dial", func() error {
+			c, err := api.Dial(ctx, s.chain.RunDir)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			return call(c)
+		})
+		if _, err := fresh.Run(ctx, chain.Call{Command: "DEL", ContainerID: "nobody"}); err != nil {
+			b.Fatal(err)
+		}
+		text, err := os.ReadFile(took)
+		if err != nil {
+			b.Fatal(err)
+		}
+		d, err := time.ParseDuration(string(text))
+		if err != nil {
+			b.Fatal(err)
+		}
+		found.add("fresh", d)
+	}
+	b.Logf("a call\n%s", found.table())
+	b.ReportMetric(0, "ns/op")
+	hold(b, "warm/120us", found.median("warm"), goalWarm, 1)
+	hold(b, "fresh/350us", found.median("fresh"), goalFresh, 1)
+}
