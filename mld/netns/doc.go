@@ -15,5 +15,8 @@
 // A socket stays in the namespace it was made in, whichever thread uses it later, so Do is needed to open
 // things and not to use them. The functions passed to Do run one after another and must be short.
 //
+// Cookie says which namespace it is. On Linux 5.14 or later it is the kernel's own number; before that it is one of this
+// process's, which is good for telling namespaces apart and means nothing to another process.
+//
 // An open Namespace pins the namespace, and with it the interfaces in it: Close is not optional.
 package netns
