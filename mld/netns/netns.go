@@ -19,6 +19,7 @@ var ErrNotNetwork = errors.New("not a network namespace")
 type Namespace struct {
 	file   *os.File
 	cookie uint64
+	number *number // in place of a cookie of the kernel's
 }
 
 // Open opens the network namespace at path, such as /run/netns/pod or /proc/42/ns/net.
@@ -49,6 +50,9 @@ func FromFile(f *os.File) (*Namespace, error) {
 		ns.cookie, err = currentCookie()
 		return err
 	})
+	if errors.Is(err, unix.ENOPROTOOPT) {
+		err = ns.takeNumber()
+	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
@@ -81,22 +85,30 @@ func currentCookie() (uint64, error) {
 		return 0, fmt.Errorf("network namespace cookie: %w", err)
 	}
 	defer unix.Close(fd)
-	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, cookieOption)
 	if err != nil {
-		return 0, fmt.Errorf("network namespace cookie (Linux 5.14 or later is needed): %w", err)
+		return 0, fmt.Errorf("network namespace cookie: %w", err)
 	}
 	return cookie, nil
 }
 
 // Cookie is the kernel's number for the namespace. It is never given to another namespace until the machine
 // restarts, unlike an inode number or a path.
+//
+// Before Linux 5.14 the kernel has none, and it is a number of this process's: the same for every Namespace of the
+// namespace while one of them is open, and never given to another. The next process has others.
 func (n *Namespace) Cookie() uint64 { return n.cookie }
 
 // File is the descriptor, for handing it to another process. It still belongs to n.
 func (n *Namespace) File() *os.File { return n.file }
 
 // Close lets go of the namespace.
-func (n *Namespace) Close() error { return n.file.Close() }
+func (n *Namespace) Close() error {
+	if n.number != nil {
+		return n.giveBack()
+	}
+	return n.file.Close()
+}
 
 // Do runs fn inside the namespace and returns its error. A call costs 5 µs. fn has a thread to itself, so it must be
 // short; goroutines that it starts are not inside. Calls may run side by side.

@@ -71,12 +71,13 @@ func TestSocketStays(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(fd)
-	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	of, err := unix.IoctlRetInt(fd, unix.SIOCGSKNS)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if cookie != node.Netns().Cookie() {
-		t.Errorf("the socket is in namespace %d, want %d", cookie, node.Netns().Cookie())
+	defer unix.Close(of)
+	if got, want := inodeOf(t, of), inodeOf(t, int(node.Netns().File().Fd())); got != want {
+		t.Errorf("the socket is in namespace %d, want %d", got, want)
 	}
 }
 
@@ -146,6 +147,54 @@ func TestCookie(t *testing.T) {
 	if node.Netns().Cookie() == lab.Host().Netns().Cookie() {
 		t.Error("two namespaces have one cookie")
 	}
+}
+
+// Without the kernel's cookies a namespace has a number that nothing else gets, not even what gets its inode.
+func TestCookieWithoutTheKernels(t *testing.T) {
+	defer netns.WithoutCookies()()
+	before := netns.Numbers()
+	cookies, inodes := map[uint64]bool{}, map[uint64]bool{}
+	const enough = 100
+	for i, again := 0, false; !again && i < enough; i++ {
+		t.Run("", func(t *testing.T) { // the lab's namespaces end with it
+			lab := netnslab.New(t)
+			node := lab.Node("node")
+			ns := node.Netns()
+			if cookies[ns.Cookie()] || ns.Cookie() == lab.Host().Netns().Cookie() {
+				t.Errorf("cookie %d a second time", ns.Cookie())
+			}
+			cookies[ns.Cookie()] = true
+			ino := inodeOf(t, int(ns.File().Fd()))
+			again = inodes[ino]
+			inodes[ino] = true
+			for range 2 {
+				other, err := netns.Open(node.Path())
+				if err != nil {
+					t.Fatal(err)
+				}
+				if other.Cookie() != ns.Cookie() {
+					t.Errorf("opened again: cookie %d, want %d", other.Cookie(), ns.Cookie())
+				}
+				if err := errors.Join(other.Close(), other.Close()); !errors.Is(err, os.ErrClosed) {
+					t.Errorf("closed twice: %v", err)
+				}
+			}
+		})
+	}
+	t.Logf("%d namespaces, %d inodes", len(cookies), len(inodes))
+	if n := netns.Numbers(); n != before {
+		t.Errorf("%d numbers are held, and no namespace is open", n-before)
+	}
+}
+
+// inodeOf is the inode of an open file.
+func inodeOf(t *testing.T, fd int) uint64 {
+	t.Helper()
+	var stat unix.Stat_t
+	if err := unix.Fstat(fd, &stat); err != nil {
+		t.Fatal(err)
+	}
+	return stat.Ino
 }
 
 func TestOpenRefuses(t *testing.T) {
