@@ -19,8 +19,8 @@ import (
 	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
 )
 
-// A configuration that is not understood, or not built yet, is refused with code 7, key and value, before anything is
-// changed: not even a daemon is started.
+// A configuration that is not understood, or a group that a container may not ask for, is refused with code 7, key and
+// value, before anything is changed: not even a daemon is started.
 func TestRefusedConfiguration(t *testing.T) {
 	t.Parallel()
 	s := newSegment(t, quiet, nil)
@@ -68,12 +68,16 @@ func TestRefusedConfiguration(t *testing.T) {
 		{"limit of groups", `{"groups": ["ff05::a", "ff05::b"], "limits": {"groups": 1}}`, "", []string{"limits.groups", "1", "2 groups"}},
 		{"limit of sources", `{"groups": ["fd00::1@ff05::a"], "limits": {"sources": 0}}`, "", []string{"limits.sources", "0", "ff05::a"}},
 		{"key of limits", `{"limits": {"sessions": 1}}`, "", []string{"limits.sessions", "1"}},
-		{"allowedGroups", `{"allowedGroups": ["ff05::/16"]}`, "", []string{"allowedGroups", "ff05::/16", "not built"}},
-		{"annotation", `{"annotation": "mld/groups"}`, "", []string{"annotation", "mld/groups", "not built"}},
-		{"capability", `{"capabilities": {"mldGroups": true}}`, "", []string{"capabilities.mldGroups", "true", "not built"}},
-		{"runtimeConfig", `{"runtimeConfig": {"mldGroups": ["ff05::a"]}}`, "", []string{"runtimeConfig.mldGroups", "ff05::a"}},
-		{"cni-args", `{"args": {"cni": {"mldGroups": ["ff05::a"]}}}`, "", []string{"args.cni.mldGroups", "ff05::a"}},
-		{"CNI_ARGS", `{}`, "IgnoreUnknown=1;MLD_GROUPS=ff05::a", []string{"MLD_GROUPS", "ff05::a"}},
+		{"allowedGroups", `{"allowedGroups": ["fd00::/16"]}`, "", []string{"allowedGroups[0]", "fd00::/16", "multicast prefix"}},
+		{"annotation", `{"annotation": 5}`, "", []string{"annotation", "5", "mld/groups"}},
+		{"runtimeConfig", `{"runtimeConfig": {"mldGroups": ["ff02::1"]}}`, "", []string{"runtimeConfig.mldGroups[0]", "ff02::1", "all-nodes"}},
+		{"annotation's value", `{"runtimeConfig": {"io.kubernetes.cri.pod-annotations": {"mld/groups": "ff05::a,fd00::1"}}}`, "",
+			[]string{`runtimeConfig["io.kubernetes.cri.pod-annotations"]["mld/groups"][1]`, "fd00::1", "not a multicast"}},
+		{"cni-args", `{"args": {"cni": {"mldGroups": ["ff01::a"]}}}`, "", []string{"args.cni.mldGroups[0]", "ff01::a", "scope 1"}},
+		{"CNI_ARGS", `{}`, "IgnoreUnknown=1;MLD_GROUPS=ff3e::8000:1", []string{"MLD_GROUPS[0]", "ff3e::8000:1", "source"}},
+		{"not allowed", `{"allowedGroups": ["ff05::/16"], "runtimeConfig": {"mldGroups": ["ff02::a"]}}`, "",
+			[]string{"runtimeConfig.mldGroups[0]", "ff02::a", "allowedGroups", "ff05::/16"}},
+		{"nothing allowed", `{"allowedGroups": []}`, "MLD_GROUPS=ff05::a", []string{"MLD_GROUPS[0]", "ff05::a", "allowedGroups is empty"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var keys map[string]any

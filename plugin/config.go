@@ -21,31 +21,38 @@ type config struct {
 	runDir     string
 	autostart  bool
 	prevResult json.RawMessage // nil if there is none
+	unheard    bool            // CNI_ARGS names groups that do not count
 }
 
 // cniKeys are the keys of a configuration that are not ours and that we let through: CNI's own, at the plugin or
 // left over from the list, and deviceID and pciBusID, which Multus writes into every plugin of a network with a
-// device. What of ours may hide in args, capabilities and runtimeConfig is checked by refuseUnbuilt.
+// device. What of ours is in args and runtimeConfig is found by asked; capabilities are for the runtime.
 var cniKeys = []string{
 	"cniVersion", "cniVersions", "name", "type", "args", "capabilities", "runtimeConfig", "prevResult", "ipam", "dns",
 	"disableCheck", "disableGC", "loadOnlyInlinedPlugins", "deviceID", "pciBusID",
 }
 
+// Bounds and default of the key annotation.
+const (
+	defaultAnnotation = "mld/groups"
+	maxAnnotation     = 317 // bytes of a name in Kubernetes: a prefix of 253, a slash, and 63
+)
+
 // parseConfig reads the configuration of an ADD, a CHECK or a STATUS. STATUS has no attachment, so that is not
-// checked here. An error has code 7 and names key, value and remedy.
-func parseConfig(args *skel.CmdArgs) (*config, *types.Error) {
+// checked here. What the container itself asks for is read for ADD alone: it may be another by the time of a CHECK, as an
+// annotation that was edited, and some runtimes do not tell it again. An error has code 7 and names key, value and
+// remedy.
+func parseConfig(op string, args *skel.CmdArgs) (*config, *types.Error) {
 	var keys map[string]json.RawMessage
 	if err := json.Unmarshal(args.StdinData, &keys); err != nil {
 		return nil, types.NewError(types.ErrDecodingFailure, "network configuration: "+err.Error(), "")
-	}
-	if err := refuseUnbuilt(keys, args.Args); err != nil {
-		return nil, err
 	}
 	c := &config{
 		attachment: api.Attachment{ContainerID: args.ContainerID, IfName: args.IfName},
 		runDir:     api.DefaultRunDir,
 		autostart:  true,
 	}
+	annotation := defaultAnnotation
 	if raw := keys["prevResult"]; string(raw) != "null" {
 		c.prevResult = raw
 	}
@@ -58,6 +65,7 @@ func parseConfig(args *skel.CmdArgs) (*config, *types.Error) {
 		{"name", &c.attachment.Network, "must be a string"},
 		{"runDir", &c.runDir, runDirRule},
 		{"autostart", &c.autostart, "must be true or false"},
+		{"annotation", &annotation, annotationRule},
 	} {
 		raw, ok := keys[own.key]
 		if ok && (string(raw) == "null" || json.Unmarshal(raw, own.to) != nil) {
@@ -67,8 +75,16 @@ func parseConfig(args *skel.CmdArgs) (*config, *types.Error) {
 	if !filepath.IsAbs(c.runDir) || len(api.SocketPath(c.runDir)) > api.MaxSocketPath {
 		return nil, api.InvalidConfig("runDir", c.runDir, runDirRule)
 	}
-	delete(keys, "runDir")
-	delete(keys, "autostart")
+	if annotation == "" || len(annotation) > maxAnnotation {
+		return nil, api.InvalidConfig("annotation", annotation, annotationRule)
+	}
+	var places, last []api.Asked
+	if op == api.OpAdd {
+		places, last = asked(keys, annotation, args.Args)
+	}
+	for _, key := range []string{"runDir", "autostart", "annotation"} {
+		delete(keys, key)
+	}
 	for _, key := range cniKeys {
 		delete(keys, key)
 	}
@@ -78,36 +94,44 @@ func parseConfig(args *skel.CmdArgs) (*config, *types.Error) {
 		}
 	}
 	var err *types.Error
-	c.settings, err = api.ParseSettings(keys)
+	c.settings, err = api.ParseSettings(keys, places...)
+	if err != nil || len(last) == 0 {
+		return c, err
+	}
+	if c.unheard = len(c.settings.Groups) > 0; !c.unheard {
+		c.settings, err = api.ParseSettings(keys, last...)
+	}
 	return c, err
 }
+
+var annotationRule = fmt.Sprintf("must be the name of a pod's annotation such as %q, of 1 to %d bytes", defaultAnnotation, maxAnnotation)
 
 var runDirRule = fmt.Sprintf("must be an absolute path such as %q, short enough for a socket path of %d bytes",
 	api.DefaultRunDir, api.MaxSocketPath)
 
-// refuseUnbuilt refuses every way in which a container may ask for groups, since none is built yet. Other
-// capabilities, arguments and runtime values are other plugins' business, whatever their form.
-func refuseUnbuilt(keys map[string]json.RawMessage, cniArgs string) *types.Error {
-	const notBuilt = "not built yet: name the groups in the key groups of the network's configuration"
-	const annotations = "io.kubernetes.cri.pod-annotations"
-	for _, key := range []string{"mldGroups", annotations} {
-		if raw, ok := member(keys["capabilities"], key); ok && string(raw) != "false" {
-			return api.InvalidConfig("capabilities."+key, raw, notBuilt)
-		}
-	}
+// asked returns what the container asks for: in places that add up, and in CNI_ARGS, which CNI has deprecated and
+// which counts only where nothing else names a group. Other values of the runtime's are other plugins' business,
+// whatever their form.
+func asked(keys map[string]json.RawMessage, annotation, cniArgs string) (places, last []api.Asked) {
+	const annotations = "io.kubernetes.cri.pod-annotations" // a capability of containerd and CRI-O: all of the pod's
 	if raw, ok := member(keys["runtimeConfig"], "mldGroups"); ok {
-		return api.InvalidConfig("runtimeConfig.mldGroups", raw, notBuilt)
+		places = append(places, api.Asked{Place: "runtimeConfig.mldGroups", Groups: raw})
+	}
+	all, _ := member(keys["runtimeConfig"], annotations)
+	if raw, ok := member(all, annotation); ok {
+		places = append(places, api.Asked{Place: fmt.Sprintf("runtimeConfig[%q][%q]", annotations, annotation), Groups: raw})
 	}
 	cni, _ := member(keys["args"], "cni")
-	if raw, ok := member(cni, "mldGroups"); ok {
-		return api.InvalidConfig("args.cni.mldGroups", raw, notBuilt)
+	if raw, ok := member(cni, "mldGroups"); ok { // where Multus puts the pod's cni-args
+		places = append(places, api.Asked{Place: "args.cni.mldGroups", Groups: raw})
 	}
-	for _, arg := range strings.Split(cniArgs, ";") {
+	for arg := range strings.SplitSeq(cniArgs, ";") {
 		if key, value, _ := strings.Cut(arg, "="); key == "MLD_GROUPS" {
-			return api.InvalidConfig("CNI_ARGS MLD_GROUPS", value, notBuilt)
+			raw, _ := json.Marshal(value) // a string always can be
+			last = append(last, api.Asked{Place: "CNI_ARGS MLD_GROUPS", Groups: raw})
 		}
 	}
-	return nil
+	return places, last
 }
 
 // member returns one member of a JSON object, if there is an object and it has it.

@@ -34,6 +34,9 @@ func add(args *skel.CmdArgs) error {
 	if e != nil {
 		return e
 	}
+	if c.unheard {
+		logger().Warn("MLD_GROUPS in CNI_ARGS does not count: groups are named elsewhere", "attachment", request.Attachment)
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(c.settings.Ready.Timeout)+callTimeout)
 	defer cancel()
 	if err := api.CheckRunDir(c.runDir); err != nil {
@@ -131,7 +134,7 @@ func detach(ctx context.Context, runDir string, request *api.Request) error {
 
 // status says whether an ADD would find a daemon or could start one. It starts none.
 func status(args *skel.CmdArgs) error {
-	c, e := parseConfig(args)
+	c, e := parseConfig(api.OpStatus, args)
 	if e != nil {
 		return e
 	}
@@ -155,7 +158,7 @@ func status(args *skel.CmdArgs) error {
 
 // newRequest reads the configuration and opens both network namespaces. The caller closes the request.
 func newRequest(op string, args *skel.CmdArgs) (*config, *api.Request, error) {
-	c, e := parseConfig(args)
+	c, e := parseConfig(op, args)
 	if e != nil {
 		return nil, nil, e
 	}

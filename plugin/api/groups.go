@@ -309,3 +309,42 @@ func (g Group) contradicts(o Group) error {
 	}
 	return nil
 }
+
+// union returns what two lists in normal form ask for together, in normal form.
+func union(a, b []Group) []Group {
+	all := slices.Concat(a, b)
+	slices.SortStableFunc(all, func(g, o Group) int { return g.Addr.Compare(o.Addr) })
+	var groups []Group
+	for _, g := range all {
+		if last := len(groups) - 1; last >= 0 && groups[last].Addr == g.Addr {
+			groups[last] = groups[last].merge(g)
+		} else {
+			groups = append(groups, g)
+		}
+	}
+	return groups
+}
+
+// merge returns what two declarations of one address ask for together, as if each were a socket of its own.
+func (g Group) merge(o Group) Group {
+	m := Group{Addr: g.Addr, Deliver: g.Deliver || o.Deliver}
+	switch { // V2-16, RFC 9777 section 4.2
+	case g.Mode == Include && o.Mode == Include:
+		m.Mode, m.Sources = Include, sortedAddrs(slices.Concat(g.Sources, o.Sources))
+	case g.Mode == Include:
+		m.Sources = without(o.Sources, g.Sources)
+	case o.Mode == Include:
+		m.Sources = without(g.Sources, o.Sources)
+	default: // what both exclude
+		m.Sources = without(g.Sources, without(g.Sources, o.Sources))
+	}
+	return m
+}
+
+// without returns the addresses of a that are not in b, both sorted.
+func without(a, b []netip.Addr) []netip.Addr {
+	return slices.DeleteFunc(slices.Clone(a), func(addr netip.Addr) bool {
+		_, found := slices.BinarySearchFunc(b, addr, netip.Addr.Compare)
+		return found
+	})
+}

@@ -122,11 +122,16 @@ func DefaultSettings() *Settings {
 }
 
 // ParseSettings makes settings of the keys of a network configuration that mldd acts on: groups, mldVersion,
-// profile, kernelReports, robustness, unsolicitedReportInterval, alwaysDone, ready and limits. Any other key is refused;
-// the caller takes out those that belong to CNI or to itself. The result is in normal form, valid and within the limits.
-// An error has CNI's code 7 (types.ErrInvalidNetworkConfig) and names key, value and remedy.
-func ParseSettings(keys map[string]json.RawMessage) (*Settings, *types.Error) {
+// profile, kernelReports, robustness, unsolicitedReportInterval, alwaysDone, ready, limits and allowedGroups. Any other
+// key is refused; the caller takes out those that belong to CNI or to itself. Groups are the configuration's and, as far
+// as allowedGroups lets them, those that the container has asked for, together: a group that is named in several places
+// is wanted from every source that one of them wants, and with delivery if one of them wants it.
+//
+// The result is in normal form, valid and within the limits. An error has CNI's code 7 (types.ErrInvalidNetworkConfig)
+// and names key or place, value and remedy.
+func ParseSettings(keys map[string]json.RawMessage, asked ...Asked) (*Settings, *types.Error) {
 	s, most := DefaultSettings(), limits{DefaultMaxGroups, DefaultMaxSources}
+	var allowed allowList
 	for _, key := range slices.Sorted(maps.Keys(keys)) {
 		raw := keys[key]
 		var err *types.Error
@@ -149,14 +154,21 @@ func ParseSettings(keys map[string]json.RawMessage) (*Settings, *types.Error) {
 			err = parseReady(raw, &s.Ready)
 		case "limits":
 			err = most.parse(raw)
-		case "allowedGroups", "annotation":
-			err = InvalidConfig(key, raw, "not built yet: remove the key")
+		case "allowedGroups":
+			allowed, err = parseAllowed(raw)
 		default:
 			err = InvalidConfig(key, raw, "unknown key: known are "+strings.Join(settingsKeys, ", "))
 		}
 		if err != nil {
 			return nil, err
 		}
+	}
+	for _, a := range asked {
+		groups, err := a.parse(allowed)
+		if err != nil {
+			return nil, err
+		}
+		s.Groups = union(s.Groups, groups)
 	}
 	if err := s.Validate(); err != nil {
 		return nil, err
@@ -169,7 +181,7 @@ func ParseSettings(keys map[string]json.RawMessage) (*Settings, *types.Error) {
 
 var settingsKeys = []string{
 	"groups", "mldVersion", "profile", "kernelReports", "robustness", "unsolicitedReportInterval", "alwaysDone",
-	"ready", "limits",
+	"ready", "limits", "allowedGroups",
 }
 
 const (
@@ -177,32 +189,41 @@ const (
 	timeoutRule  = `must be a duration such as "1s", more than 0 and at most 1m`
 )
 
-// parseGroups returns the groups in normal form. Several entries for one address become one.
+// parseGroups returns the network's own groups in normal form.
 func parseGroups(raw json.RawMessage) ([]Group, *types.Error) {
 	var elements []json.RawMessage
 	if err := parseValue("groups", raw, &elements, `must be a list such as ["ff05::4321"]`); err != nil {
 		return nil, err
 	}
+	return parseList("groups", elements, nil)
+}
+
+// parseList returns the groups of one list in normal form. Several entries for one address become one, and must not
+// contradict each other.
+func parseList(place string, elements []json.RawMessage, allowed allowList) ([]Group, *types.Error) {
 	var groups []Group
-	places := make(map[netip.Addr]int, len(elements))
+	indices := make(map[netip.Addr]int, len(elements))
 	for i, e := range elements {
 		var g Group
 		err := g.UnmarshalJSON(e)
 		if err == nil {
 			err = g.Validate()
 		}
-		place, known := places[g.Addr]
+		if err == nil {
+			err = allowed.check(g)
+		}
+		first, known := indices[g.Addr]
 		if err == nil && known {
-			err = groups[place].contradicts(g)
+			err = groups[first].contradicts(g)
 		}
 		switch {
 		case err != nil:
-			return nil, InvalidConfig(fmt.Sprintf("groups[%d]", i), e, err.Error())
+			return nil, InvalidConfig(fmt.Sprintf("%s[%d]", place, i), e, err.Error())
 		case !known:
-			places[g.Addr] = len(groups)
+			indices[g.Addr] = len(groups)
 			groups = append(groups, g)
 		case g.Mode == Include:
-			groups[place].Sources = append(groups[place].Sources, g.Sources...) // sorted below
+			groups[first].Sources = append(groups[first].Sources, g.Sources...) // sorted below
 		}
 	}
 	for i := range groups {
@@ -351,4 +372,11 @@ func (s Settings) Equal(o Settings) bool {
 	return s.MLDVersion == o.MLDVersion && s.Profile == o.Profile && s.KernelReports == o.KernelReports &&
 		s.Robustness == o.Robustness && s.UnsolicitedReportInterval == o.UnsolicitedReportInterval &&
 		s.AlwaysDone == o.AlwaysDone && s.Ready == o.Ready && slices.EqualFunc(s.Groups, o.Groups, Group.Equal)
+}
+
+// Covers reports whether s does what o asks for: everything as o has it, and at least its groups. The settings of an
+// attachment cover those of its network's configuration, to which the container may have added groups.
+func (s Settings) Covers(o Settings) bool {
+	o.Groups = union(s.Groups, o.Groups)
+	return s.Equal(o)
 }

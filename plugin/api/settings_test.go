@@ -115,8 +115,6 @@ func TestParseSettingsRefuses(t *testing.T) {
 		{"", `{"limits": {"sources": null}}`, []string{"limits.sources: null", "number"}},
 		{"", `{"limits": {"sessions": 1}}`, []string{"limits.sessions: 1", "unknown key", "groups and sources"}},
 		{"", `{"limits": 5}`, []string{"limits: 5", "object"}},
-		{"", `{"allowedGroups": []}`, []string{"allowedGroups", "not built yet"}},
-		{"", `{"annotation": "mld/groups"}`, []string{"annotation", "not built yet"}},
 		{"", `{"mldVersion": 3}`, []string{"mldVersion: 3", `"auto", 2 or 1`}},
 		{"", `{"mldVersion": "v2"}`, []string{"mldVersion", `"v2"`, `"auto", 2 or 1`}},
 		{"", `{"mldVersion": 1.0}`, []string{"mldVersion: 1.0", `"auto", 2 or 1`}},

@@ -109,7 +109,7 @@ func (d *Daemon) check(ctx context.Context, r *api.Request) error {
 		return types.NewError(api.CodeNotReady, fmt.Sprintf(
 			"attachment %v: interface %s is not the one that was attached: it was made anew, or is in another namespace", a.key, a.key.IfName), "")
 	}
-	if !a.settings.Equal(*r.Settings) {
+	if !a.settings.Covers(*r.Settings) { // the container may have asked for more than its network's configuration
 		return types.NewError(api.CodeNotReady, fmt.Sprintf("attachment %v: was added with other settings", a.key), "")
 	}
 	if !a.iface.alive() {
