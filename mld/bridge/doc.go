@@ -12,6 +12,8 @@
 //
 // With MLDv2 an entry may be for one source alone, or for all but some; [Port.WaitFlows] tells them apart.
 //
+// A [Monitor] tells of every entry that comes or goes.
+//
 // Wait hears of new entries by netlink events; nothing here polls, and no thread waits.
 //
 // The namespace passed in is the one the bridge is in, commonly the host's. Only IPv6 entries are of interest

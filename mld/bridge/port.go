@@ -22,10 +22,13 @@ var ErrNotPort = errors.New("not a port of a bridge")
 
 // Names from linux/if_link.h and linux/if_bridge.h that golang.org/x/sys does not have.
 const (
-	iflaBRPortState = 1 // IFLA_BRPORT_STATE
+	iflaBRPortState          = 1  // IFLA_BRPORT_STATE
+	iflaBRPortMcastNGroups   = 41 // IFLA_BRPORT_MCAST_N_GROUPS (Linux 6.3)
+	iflaBRPortMcastMaxGroups = 42 // IFLA_BRPORT_MCAST_MAX_GROUPS
 
 	iflaBRMcastSnooping     = 23 // IFLA_BR_MCAST_SNOOPING
 	iflaBRMcastQuerier      = 25 // IFLA_BR_MCAST_QUERIER
+	iflaBRMcastHashMax      = 27 // IFLA_BR_MCAST_HASH_MAX
 	iflaBRMcastMLDVersion   = 44 // IFLA_BR_MCAST_MLD_VERSION
 	iflaBRMcastQuerierState = 47 // IFLA_BR_MCAST_QUERIER_STATE (Linux 5.15)
 
@@ -65,6 +68,11 @@ type State struct {
 	// MLDVersion is the version of the bridge's snooping and of its own queries, 1 or 2. In version 1 it
 	// takes every report for any source (B17).
 	MLDVersion int
+	// HashMax is how many groups the MDB takes.
+	HashMax int
+	// Groups is how many entries the port has, and MaxGroups how many it may have; 0 is no limit. Both are 0 before
+	// Linux 6.3. Without Snooping, entries are what an overflow has left: whoever turns it off empties the MDB.
+	Groups, MaxGroups int
 	// Forwarding says that the port passes frames: state forwarding, which it leaves when the link goes down.
 	Forwarding bool
 }
@@ -118,6 +126,7 @@ func (p *Port) State() (State, error) {
 	}
 	state := bridge.state
 	state.Forwarding = port.forwarding
+	state.Groups, state.MaxGroups = port.groups, port.maxGroups
 	if bridge.ownQuerier && state.Querier {
 		// The kernel shows the address of the last query, also when the bridge cannot send another.
 		if state.Querier, err = p.hasAddr(state.QuerierAddr); err != nil {
@@ -391,7 +400,9 @@ type link struct {
 	master     int
 	isPort     bool
 	forwarding bool
-	state      State // of a bridge, without Forwarding
+	groups     int
+	maxGroups  int
+	state      State // of a bridge, without what is the port's
 	ownQuerier bool  // the querier of state, if there is one, is the bridge itself
 }
 
@@ -442,8 +453,13 @@ func (l *link) parseInfo(ad *netlink.AttributeDecoder) error {
 
 func (l *link) parsePort(ad *netlink.AttributeDecoder) error {
 	for ad.Next() {
-		if ad.Type() == iflaBRPortState {
+		switch ad.Type() {
+		case iflaBRPortState:
 			l.forwarding = ad.Uint8() == brStateForwarding
+		case iflaBRPortMcastNGroups:
+			l.groups = int(ad.Uint32())
+		case iflaBRPortMcastMaxGroups:
+			l.maxGroups = int(ad.Uint32())
 		}
 	}
 	return nil
@@ -457,6 +473,8 @@ func (l *link) parseBridge(ad *netlink.AttributeDecoder) error {
 			l.state.Snooping = ad.Uint8() != 0
 		case iflaBRMcastQuerier:
 			own = ad.Uint8() != 0
+		case iflaBRMcastHashMax:
+			l.state.HashMax = int(ad.Uint32())
 		case iflaBRMcastMLDVersion:
 			l.state.MLDVersion = int(ad.Uint8())
 		case iflaBRMcastQuerierState:

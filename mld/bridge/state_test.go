@@ -7,6 +7,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
 	"github.com/seed-aaab8e3a/cni-mld/mld"
 	"github.com/seed-aaab8e3a/cni-mld/mld/bridge"
 	"github.com/seed-aaab8e3a/cni-mld/netnslab"
@@ -35,7 +38,8 @@ func stateOf(t *testing.T, e *netnslab.Endpoint) bridge.State {
 	return state
 }
 
-// agree waits until the bridge floods or does not, as wanted, and then asks it what it says about itself.
+// agree waits until the bridge floods or does not, as wanted, and then asks it what it says about itself, but for what
+// changes with every join.
 func agree(t *testing.T, br *netnslab.Bridge, e *netnslab.Endpoint, floods bool) bridge.State {
 	t.Helper()
 	port := e.Port()
@@ -46,6 +50,7 @@ func agree(t *testing.T, br *netnslab.Bridge, e *netnslab.Endpoint, floods bool)
 		seen := br.Floods()
 		return err == nil && seen == floods && state.Querier == !floods, fmt.Sprintf("floods=%v %+v %v", seen, state, err)
 	}, br.Node())
+	state.Groups = 0
 	return state
 }
 
@@ -61,7 +66,7 @@ func TestB1_NoQuerier(t *testing.T) {
 	t.Parallel()
 	br, alice, _ := pair(t, netnslab.BridgeOptions{})
 	got := agree(t, br, alice, true)
-	if want := (bridge.State{Snooping: true, MLDVersion: 1, Forwarding: true}); got != want {
+	if want := (bridge.State{Snooping: true, MLDVersion: 1, HashMax: 4096, Forwarding: true}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 }
@@ -71,7 +76,7 @@ func TestB1_NoSnooping(t *testing.T) {
 	br, alice, bob := pair(t, netnslab.BridgeOptions{NoSnooping: true})
 	bob.SendPacket(generalQuery(bob, time.Second))
 	got := agree(t, br, alice, true)
-	if want := (bridge.State{MLDVersion: 1, Forwarding: true}); got != want {
+	if want := (bridge.State{MLDVersion: 1, HashMax: 4096, Forwarding: true}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 }
@@ -86,7 +91,7 @@ func TestB1_OwnQuerier(t *testing.T) {
 			br, alice, _ := pair(t, options)
 			got := agree(t, br, alice, false)
 			want := bridge.State{
-				Snooping: true, Querier: true, QuerierAddr: br.LinkLocal(), MLDVersion: version, Forwarding: true,
+				Snooping: true, Querier: true, QuerierAddr: br.LinkLocal(), MLDVersion: version, HashMax: 4096, Forwarding: true,
 			}
 			if got != want {
 				t.Errorf("got %+v, want %+v", got, want)
@@ -144,7 +149,7 @@ func TestB12_OtherQuerier(t *testing.T) {
 	got := agree(t, br, alice, false)
 	want := bridge.State{
 		Snooping: true, Querier: true, QuerierAddr: bob.LinkLocal(), QuerierPort: bob.Peer().Index(),
-		MLDVersion: 1, Forwarding: true,
+		MLDVersion: 1, HashMax: 4096, Forwarding: true,
 	}
 	if got != want {
 		t.Errorf("got %+v, want %+v", got, want)
@@ -163,8 +168,46 @@ func TestB19_Overflow(t *testing.T) {
 	for i := range options.HashMax + 1 {
 		alice.Join(netip.AddrFrom16([16]byte{0: 0xff, 1: 0x05, 15: byte(i + 1)}))
 	}
-	if got := agree(t, br, alice, true); got.Snooping {
+	if got := agree(t, br, alice, true); got.Snooping || got.HashMax != options.HashMax {
 		t.Errorf("got %+v of a bridge whose database overflowed", got)
+	}
+	// What tells an overflow from a bridge whose snooping was turned off.
+	if got := stateOf(t, alice); got.Groups == 0 {
+		t.Errorf("got %+v: the entries went with the overflow", got)
+	}
+	off, carol, _ := pair(t, fast)
+	carol.Join(netip.MustParseAddr("ff05::1"))
+	netnslab.WaitFor(t, "entry", 10*time.Second, func() (bool, string) {
+		state := stateOf(t, carol)
+		return state.Groups > 0, fmt.Sprintf("%+v", state)
+	}, off.Node())
+	if out, err := off.Node().Command(t.Context(), "ip", "link", "set", "br0", "type", "bridge", "mcast_snooping", "0").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if got := stateOf(t, carol); got.Snooping || got.Groups != 0 {
+		t.Errorf("got %+v of a bridge whose snooping was turned off", got)
+	}
+}
+
+func TestMaxGroups(t *testing.T) {
+	t.Parallel()
+	br, alice, _ := pair(t, fast)
+	// Not every iproute2 knows the option.
+	request := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
+	header := nl.NewIfInfomsg(unix.AF_BRIDGE)
+	header.Index = int32(alice.Peer().Index())
+	request.AddData(header)
+	port := nl.NewRtAttr(unix.IFLA_PROTINFO|unix.NLA_F_NESTED, nil)
+	port.AddRtAttr(nl.IFLA_BRPORT_MCAST_MAX_GROUPS, nl.Uint32Attr(7))
+	request.AddData(port)
+	if err := br.Node().Do(func() error {
+		_, err := request.Execute(unix.NETLINK_ROUTE, 0)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if got := stateOf(t, alice); got.MaxGroups != 7 {
+		t.Errorf("got %+v, want a limit of 7 entries", got)
 	}
 }
 
