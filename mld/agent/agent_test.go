@@ -55,8 +55,9 @@ type setup struct {
 	listener listener.Config
 	link     link.State // the zero State is ready
 	standing []kernel.Change
-	keep     bool // the kernel's reports are kept
-	auto     bool // the listener follows the querier's version; else it speaks MLDv1
+	resume   []Subscription // not nil: it resumes, with these
+	keep     bool           // the kernel's reports are kept
+	auto     bool           // the listener follows the querier's version; else it speaks MLDv1
 }
 
 // run runs a test with an agent, and ends it. The bubble fails the test if a goroutine is left.
@@ -72,7 +73,7 @@ func (s setup) run(t *testing.T, test func(r *rig)) {
 		r := &rig{T: t, segment: linktest.NewSegment(), kernel: linktest.NewMemberships(s.standing...)}
 		r.port = linktest.Plug(r.segment, "agent", s.link)
 		r.router = r.segment.Querier(router)
-		r.agent = r.start(r.port, r.kernel, s.listener, s.keep)
+		r.agent = r.start(r.port, r.kernel, Config{Listener: s.listener, Resume: s.resume != nil, Standing: s.resume}, s.keep)
 		test(r)
 		r.agent.Close()
 		r.ended(r.agent)
@@ -82,16 +83,16 @@ func (s setup) run(t *testing.T, test func(r *rig)) {
 	})
 }
 
-func (r *rig) start(w wire, m memberships, cfg listener.Config, keep bool) *Agent {
+func (r *rig) start(w wire, m memberships, cfg Config, keep bool) *Agent {
 	r.Helper()
-	a, err := newAgent(Config{Listener: cfg}, w, m, nil)
+	a, err := newAgent(cfg, w, m, nil)
 	if err != nil {
 		r.Fatal(err)
 	}
 	a.voice.keep = keep // a mute is nothing that a bubble could hold
 	state, err := w.State()
 	if err == nil {
-		err = a.begin(state)
+		err = a.begin(cfg, state)
 	}
 	if err != nil {
 		r.Fatal(err)
@@ -355,7 +356,7 @@ func TestV1_18_TwoAgents(t *testing.T) {
 		state := ready
 		state.Source = peer
 		second := r.start(linktest.Plug(r.segment, "second", state), linktest.NewMemberships(joined(addrs...)...),
-			listener.Config{Version: mld.Version1}, false)
+			Config{Listener: listener.Config{Version: mld.Version1}}, false)
 		r.settle()
 		r.router.Ask(netip.Addr{}, 10*time.Second)
 		r.pass(10 * time.Second)
@@ -593,6 +594,37 @@ func TestK74_Subscribers(t *testing.T) {
 		r.wantSent("not declared any more", "Done ff05::4321")
 		r.kernel.Tell(slices.Concat(joined(group), left(group), joined(group))...)
 		r.wantSent("joined, left and joined at once", "Report ff05::4321", "Done ff05::4321", "Report ff05::4321")
+	})
+}
+
+// TestResume: what an agent before has told is told once more, when the Query Response Interval says so, and stays
+// what each subscriber wants.
+func TestResume(t *testing.T) {
+	s := setup{standing: joined(mld.AllNodes, group), resume: []Subscription{{subscriber, other, listener.AnySource}}}
+	s.run(t, func(r *rig) {
+		r.wantSent("at first")
+		if err := r.agent.WaitReported(r.Context(), group, other); err != nil {
+			r.Error(err)
+		}
+		r.pass(10 * time.Second)
+		r.wantSent("within ten seconds", "Report ff05::4321", "Report ff05::8765")
+		r.settle()
+		r.wantSent("after that")
+		r.listen(other, listener.Filter{})
+		r.wantSent("left by the subscriber", "Done ff05::8765")
+		r.kernel.Tell(left(group)...)
+		r.wantSent("left by the kernel", "Done ff05::4321")
+	})
+	s.link = ready
+	s.link.Up = false
+	s.run(t, func(r *rig) {
+		r.port.SetState(ready)
+		r.wantSent("up", "Report ff05::4321", "Report ff05::8765")
+	})
+	s.link.Up, s.keep = true, true
+	s.run(t, func(r *rig) {
+		r.pass(10 * time.Second)
+		r.wantSent("the kernel speaks for what it holds", "Report ff05::8765")
 	})
 }
 
@@ -899,7 +931,7 @@ func TestReaderFails(t *testing.T) {
 			r.agent.Close()
 			r.ended(r.agent)
 			port := linktest.Plug(r.segment, "deaf", ready)
-			r.agent = r.start(deaf{port, broken}, linktest.NewMemberships[kernel.Change](), listener.Config{}, false)
+			r.agent = r.start(deaf{port, broken}, linktest.NewMemberships[kernel.Change](), Config{}, false)
 		},
 	} {
 		t.Run(what, func(t *testing.T) {
@@ -943,7 +975,7 @@ func TestBeginFails(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := a.begin(ready); !errors.Is(err, broken) {
+		if err := a.begin(Config{}, ready); !errors.Is(err, broken) {
 			t.Error(err)
 		}
 		if _, err := newAgent(Config{Listener: listener.Config{Robustness: 8}}, nil, nil, nil); err == nil {
