@@ -62,8 +62,20 @@ type Config struct {
 	Index         int              // of the interface
 	Listener      listener.Config
 	KernelReports KernelReports
-	Logger        *slog.Logger // nil: nothing is logged
-	Observe       func(Event)  // nil: nobody is told what happens; see [Event]
+	// Resume lets the agent take the place of one that has ended without a word: what stands is told once more within
+	// the Query Response Interval (listener.Resume) instead of being announced. Standing is what was listened to there
+	// beside what the kernel holds.
+	Resume   bool
+	Standing []Subscription
+	Logger   *slog.Logger // nil: nothing is logged
+	Observe  func(Event)  // nil: nobody is told what happens; see [Event]
+}
+
+// A Subscription is what a subscriber wants of an address, as in [Agent.Listen].
+type Subscription struct {
+	ID     listener.SubscriberID
+	Addr   netip.Addr
+	Filter listener.Filter
 }
 
 // wire is what the agent needs of a link.
@@ -157,7 +169,7 @@ func start(cfg Config, w wire) (*Agent, error) {
 	}
 	a, err := newAgent(cfg, w, mirror, mute)
 	if err == nil {
-		err = a.begin(state)
+		err = a.begin(cfg, state)
 	}
 	if err != nil {
 		return nil, errors.Join(err, mirror.Close(), closeMute(mute))
@@ -221,17 +233,39 @@ func newAgent(cfg Config, w wire, mirror memberships, mute *kernel.Mute) (*Agent
 }
 
 // begin takes over what stands and starts the goroutines.
-func (a *Agent) begin(state link.State) error {
+func (a *Agent) begin(cfg Config, state link.State) error {
 	standing, err := a.mirror.Next()
 	if err != nil {
 		return err
 	}
-	a.setLink(time.Now(), state)
-	a.kernelChanged(time.Now(), standing)
+	if cfg.Resume {
+		if err := a.resume(cfg.Standing, standing, state); err != nil {
+			return err
+		}
+	} else {
+		a.setLink(time.Now(), state)
+		a.kernelChanged(time.Now(), standing)
+	}
 	a.readers.Go(a.readPackets)
 	a.readers.Go(a.watchLink)
 	a.readers.Go(a.followKernel)
 	go a.own()
+	return nil
+}
+
+// resume takes over what an agent before this one has told. What stands with the kernel alone is the listener's too.
+func (a *Agent) resume(wanted []Subscription, standing []kernel.Change, state link.State) error {
+	now := time.Now()
+	a.voice.kernelChanged(now, standing)
+	for _, s := range wanted {
+		if err := a.voice.listen(now, s.ID, s.Addr, s.Filter); err != nil {
+			return err
+		}
+	}
+	if state.Up && state.IPv6 {
+		a.listener.Resume(now, state.Source)
+	}
+	a.setLink(now, state)
 	return nil
 }
 

@@ -55,8 +55,9 @@ type setup struct {
 	listener listener.Config
 	link     link.State // the zero State is ready
 	standing []kernel.Change
-	keep     bool // the kernel's reports are kept
-	auto     bool // the listener follows the querier's version; else it speaks MLDv1
+	resume   []Subscription // not nil: it resumes, with these
+	keep     bool           // the kernel's reports are kept
+	auto     bool           // the listener follows the querier's version; else it speaks MLDv1
 	observe  func(Event)
 }
 
@@ -73,7 +74,7 @@ func (s setup) run(t *testing.T, test func(r *rig)) {
 		r := &rig{T: t, segment: linktest.NewSegment(), kernel: linktest.NewMemberships(s.standing...)}
 		r.port = linktest.Plug(r.segment, "agent", s.link)
 		r.router = r.segment.Querier(router)
-		r.agent = r.start(r.port, r.kernel, Config{Listener: s.listener, Observe: s.observe}, s.keep)
+		r.agent = r.start(r.port, r.kernel, Config{Listener: s.listener, Resume: s.resume != nil, Standing: s.resume, Observe: s.observe}, s.keep)
 		test(r)
 		r.agent.Close()
 		r.ended(r.agent)
@@ -92,7 +93,7 @@ func (r *rig) start(w wire, m memberships, cfg Config, keep bool) *Agent {
 	a.voice.keep = keep // a mute is nothing that a bubble could hold
 	state, err := w.State()
 	if err == nil {
-		err = a.begin(state)
+		err = a.begin(cfg, state)
 	}
 	if err != nil {
 		r.Fatal(err)
@@ -597,6 +598,37 @@ func TestK74_Subscribers(t *testing.T) {
 	})
 }
 
+// TestResume: what an agent before has told is told once more, when the Query Response Interval says so, and stays
+// what each subscriber wants.
+func TestResume(t *testing.T) {
+	s := setup{standing: joined(mld.AllNodes, group), resume: []Subscription{{subscriber, other, listener.AnySource}}}
+	s.run(t, func(r *rig) {
+		r.wantSent("at first")
+		if err := r.agent.WaitReported(r.Context(), group, other); err != nil {
+			r.Error(err)
+		}
+		r.pass(10 * time.Second)
+		r.wantSent("within ten seconds", "Report ff05::4321", "Report ff05::8765")
+		r.settle()
+		r.wantSent("after that")
+		r.listen(other, listener.Filter{})
+		r.wantSent("left by the subscriber", "Done ff05::8765")
+		r.kernel.Tell(left(group)...)
+		r.wantSent("left by the kernel", "Done ff05::4321")
+	})
+	s.link = ready
+	s.link.Up = false
+	s.run(t, func(r *rig) {
+		r.port.SetState(ready)
+		r.wantSent("up", "Report ff05::4321", "Report ff05::8765")
+	})
+	s.link.Up, s.keep = true, true
+	s.run(t, func(r *rig) {
+		r.pass(10 * time.Second)
+		r.wantSent("the kernel speaks for what it holds", "Report ff05::8765")
+	})
+}
+
 // TestKeep: with the kernel's reports kept, the agent speaks for what the kernel does not hold.
 func TestKeep(t *testing.T) {
 	setup{keep: true, standing: joined(group)}.run(t, func(r *rig) {
@@ -944,7 +976,7 @@ func TestBeginFails(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := a.begin(ready); !errors.Is(err, broken) {
+		if err := a.begin(Config{}, ready); !errors.Is(err, broken) {
 			t.Error(err)
 		}
 		if _, err := newAgent(Config{Listener: listener.Config{Robustness: 8}}, nil, nil, nil); err == nil {

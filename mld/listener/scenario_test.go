@@ -19,6 +19,7 @@ import (
 // A scenario is a transcript in virtual time. What is done to a listener and what it says stand in it in order:
 //
 //	0s   source fe80::a           it may send from this address; "none": not at all
+//	0s   resume fe80::a           it goes on from this address where another listener has ended
 //	0s   draw 1/2                 from now on every random delay is half of what it may be at most
 //	0s   join ff05::8             a subscriber comes; "by 2": subscriber 2 instead of 1
 //	0s   > Report ff05::8 joined  it reports ff05::8, because it has just been joined
@@ -215,7 +216,7 @@ func (n *node) do(at time.Duration, verb string, args []string) {
 	before := len(n.transcript)
 	defer func() {
 		n.drain()
-		if verb == "query" || verb == "query2" { // which may concern many addresses, in any order
+		if verb == "query" || verb == "query2" || verb == "resume" { // which may concern many addresses, in any order
 			slices.Sort(n.transcript[before:])
 		}
 	}()
@@ -231,6 +232,8 @@ func (n *node) do(at time.Duration, verb string, args []string) {
 		} else {
 			n.l.SetSource(epoch.Add(at), addr(0))
 		}
+	case "resume":
+		n.l.Resume(epoch.Add(at), addr(0))
 	case "join", "leave":
 		filter := listener.AnySource
 		if verb == "leave" {
