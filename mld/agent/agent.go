@@ -71,6 +71,9 @@ type wire interface {
 	Watch() (link.State, error)
 	ReadPacket(b []byte) (packet []byte, unicast bool, err error)
 	WritePacket(packet []byte) error
+	HearKernel() error
+	AddMembership(group netip.Addr) error
+	DropMembership(group netip.Addr) error
 	Close() error
 }
 
@@ -103,6 +106,7 @@ type Agent struct {
 	mute        *kernel.Mute // nil: the kernel's reports are kept
 	link        link.State
 	voice       voice
+	takenIn     map[membership]struct{}
 	waiters     []waiter
 	rejected    [mld.NumReasons]uint64
 	sendErrs    uint64
@@ -110,6 +114,12 @@ type Agent struct {
 	leaving     <-chan time.Time // after Stop: when to end; else nil
 	quit        bool
 	warnings    struct{ source, version warning }
+}
+
+// A membership is a subscriber's, in the interface's filter of group addresses.
+type membership struct {
+	id   listener.SubscriberID
+	addr netip.Addr
 }
 
 type heard struct {
@@ -149,6 +159,9 @@ func start(cfg Config, w wire) (*Agent, error) {
 		return nil, errors.Join(err, closeMute(mute))
 	}
 	a, err := newAgent(cfg, w, mirror, mute)
+	if err == nil && mute == nil {
+		err = w.HearKernel()
+	}
 	if err == nil {
 		err = a.begin(state)
 	}
@@ -200,6 +213,7 @@ func newAgent(cfg Config, w wire, mirror memberships, mute *kernel.Mute) (*Agent
 		wire:     w,
 		mirror:   mirror,
 		mute:     mute,
+		takenIn:  make(map[membership]struct{}),
 		voice:    voice{listener: l, keep: mute == nil},
 	}
 	if a.log == nil {
@@ -301,6 +315,10 @@ func (a *Agent) receive(h heard) {
 	}
 	if h.unicast && p.Message.Type == mld.TypeReport {
 		return // B25: a bridge's unicast copy of a Report is not heard by the others, and must not silence us
+	}
+	if a.voice.keep && p.Src == a.link.Source && p.Message.Type != mld.TypeQuery {
+		a.voice.kernelSaid(now, &p.Message)
+		return
 	}
 	before := a.listener.Counters().SourceSpecificQueriesV1
 	a.listener.Receive(now, p.Src, p.Message)
@@ -439,11 +457,29 @@ func (a *Agent) Listen(ctx context.Context, id listener.SubscriberID, addr netip
 			err = ErrStopped
 			return
 		}
-		err = a.voice.listen(time.Now(), id, addr, f)
+		if err = a.voice.listen(time.Now(), id, addr, f); err == nil {
+			err = a.takeIn(id, addr, f)
+		}
 	}); doErr != nil {
 		return doErr
 	}
 	return err
+}
+
+// takeIn has the interface take in the frames of what is listened to. The kernel sees to its own memberships.
+func (a *Agent) takeIn(id listener.SubscriberID, addr netip.Addr, f listener.Filter) error {
+	m := membership{id, addr}
+	_, done := a.takenIn[m]
+	leave := f.Mode == listener.Include && len(f.Sources) == 0
+	switch {
+	case done && leave:
+		delete(a.takenIn, m)
+		return a.wire.DropMembership(addr)
+	case !done && !leave:
+		a.takenIn[m] = struct{}{}
+		return a.wire.AddMembership(addr)
+	}
+	return nil
 }
 
 // linger is how long the kernel stays muted after the last leave. Its own leaves are late and repeated, and would

@@ -36,7 +36,8 @@ const (
 	brStateForwarding = 3 // BR_STATE_FORWARDING
 )
 
-// A Port is a port of a bridge: the host's end of a container's veth. Its methods are safe for concurrent use.
+// A Port is a port of a bridge: the host's end of a container's veth, or the bridge itself, whose entries are of the
+// groups that its own host has joined. Its methods are safe for concurrent use.
 type Port struct {
 	Bridge      string // names at the time of FindPort
 	Name        string
@@ -65,11 +66,12 @@ type State struct {
 	// MLDVersion is the version of the bridge's snooping and of its own queries, 1 or 2. In version 1 it
 	// takes every report for any source (B17).
 	MLDVersion int
-	// Forwarding says that the port passes frames: state forwarding, which it leaves when the link goes down.
+	// Forwarding says that the port passes frames: state forwarding, which it leaves when the link goes down. The
+	// bridge itself does while it is up.
 	Forwarding bool
 }
 
-// FindPort finds the bridge that the interface with the given index is a port of. Both are in the namespace host,
+// FindPort finds the bridge that the interface with the given index is, or is a port of. Both are in the namespace host,
 // which must stay open as long as the Port is. An error that wraps [ErrNotPort] says that there is no such port.
 func FindPort(host *netns.Namespace, ifindex int) (*Port, error) {
 	conn, err := dial(host)
@@ -87,6 +89,10 @@ func (p *Port) find() error {
 	port, err := p.link(p.Index)
 	if err != nil {
 		return err
+	}
+	if port.isBridge {
+		p.Name, p.Bridge, p.BridgeIndex = port.name, port.name, p.Index
+		return nil
 	}
 	if !port.isPort {
 		return fmt.Errorf("link %s: %w", port.name, ErrNotPort)
@@ -133,7 +139,7 @@ func (p *Port) State() (State, error) {
 // self asks for the port, which may have left the bridge.
 func (p *Port) self() (link, error) {
 	port, err := p.link(p.Index)
-	if err == nil && (!port.isPort || port.master != p.BridgeIndex) {
+	if err == nil && (!port.isPort || port.master != p.BridgeIndex) && !port.isBridge {
 		err = fmt.Errorf("link %s of bridge %s: %w", port.name, p.Bridge, ErrNotPort)
 	}
 	return port, err
@@ -390,6 +396,7 @@ type link struct {
 	name       string
 	master     int
 	isPort     bool
+	isBridge   bool
 	forwarding bool
 	state      State // of a bridge, without Forwarding
 	ownQuerier bool  // the querier of state, if there is one, is the bridge itself
@@ -415,6 +422,9 @@ func parseLink(b []byte) (link, error) {
 			ad.Nested(l.parseInfo)
 		}
 	}
+	if l.isBridge {
+		l.forwarding = binary.NativeEndian.Uint32(b[8:])&unix.IFF_UP != 0
+	}
 	return l, ad.Err()
 }
 
@@ -424,6 +434,7 @@ func (l *link) parseInfo(ad *netlink.AttributeDecoder) error {
 		switch ad.Type() {
 		case unix.IFLA_INFO_KIND:
 			kind = ad.String()
+			l.isBridge = kind == "bridge"
 		case unix.IFLA_INFO_DATA:
 			if kind == "bridge" {
 				ad.Nested(l.parseBridge)
