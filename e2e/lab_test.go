@@ -172,11 +172,12 @@ type container struct {
 	*netnslab.Node
 	tb    testing.TB
 	eth0  *netnslab.Endpoint
-	heard *netnslab.Capture // the MLD on the interface since it was attached
+	port  *netnslab.Endpoint // of the bridge; what is behind it may be more than this container
+	heard *netnslab.Capture  // the MLD on the interface since it was attached
 }
 
 func newContainer(tb testing.TB, n *netnslab.Node, eth0 *netnslab.Endpoint) *container {
-	return &container{n, tb, eth0, eth0.Capture(netnslab.MLD)}
+	return &container{n, tb, eth0, eth0.Peer(), eth0.Capture(netnslab.MLD)}
 }
 
 // add makes a container and attaches it by the chain: ADD of the bridge plugin, then of mld.
@@ -294,7 +295,7 @@ func (s *segment) mdb(group netip.Addr) map[string]float64 {
 // inMDB tells whether the bridge has an entry for the group on the container's port.
 func (s *segment) inMDB(group netip.Addr, c *container) bool {
 	s.tb.Helper()
-	_, ok := s.mdb(group)[c.eth0.Peer().Name()]
+	_, ok := s.mdb(group)[c.port.Name()]
 	return ok
 }
 
@@ -319,7 +320,7 @@ func (s *segment) queryAs(version mld.Version, group netip.Addr, maxDelay time.D
 // hearReports makes the port of a container a router port, so that the Reports of others get there (B8).
 func (s *segment) hearReports(c *container) {
 	s.tb.Helper()
-	s.run("bridge", "link", "set", "dev", c.eth0.Peer().Name(), "mcast_router", "2")
+	s.run("bridge", "link", "set", "dev", c.port.Name(), "mcast_router", "2")
 }
 
 // A message is what MLD a container has sent. Of a version 2 Report the group is not told.

@@ -38,17 +38,23 @@ type BridgeOptions struct {
 	VLANFiltering bool // the kernel must be built with it
 }
 
-// A Bridge is a bridge in the host's namespace, and the host's own endpoint on it.
+// A Bridge is a bridge in a node, mostly the host, and that node's own endpoint on it.
 type Bridge struct {
 	*Endpoint
 	options BridgeOptions
 }
 
-// Bridge makes a bridge in the host's namespace and brings it up. It has a link-local address from the start,
-// although an interface without a carrier has none otherwise, so its querier begins at once (B3).
+// Bridge makes a bridge in the host's namespace, see [Lab.BridgeIn].
 func (l *Lab) Bridge(name string, options BridgeOptions) *Bridge {
 	l.tb.Helper()
-	b := &Bridge{Endpoint: l.Host().newEndpoint(name), options: options}
+	return l.BridgeIn(l.Host(), name, options)
+}
+
+// BridgeIn makes a bridge in a node and brings it up. It has a link-local address from the start, although an
+// interface without a carrier has none otherwise, so its querier begins at once (B3).
+func (l *Lab) BridgeIn(n *Node, name string, options BridgeOptions) *Bridge {
+	l.tb.Helper()
+	b := &Bridge{Endpoint: n.newEndpoint(name), options: options}
 	err := b.create()
 	if err == nil && options.Querier != 0 {
 		// There is no port yet to hear the first query, so it can ask for an answer within 10 ms, and with that

@@ -65,7 +65,7 @@ func (e *Endpoint) Index() int { return e.index }
 // HardwareAddr is the MAC address.
 func (e *Endpoint) HardwareAddr() net.HardwareAddr { return e.mac }
 
-// Peer is the other end of the link; nil for a bridge.
+// Peer is the other end of the cable; nil for a bridge and for a macvlan.
 func (e *Endpoint) Peer() *Endpoint { return e.peer }
 
 // Veth connects two nodes by a cable; it works when Veth returns.
@@ -100,6 +100,30 @@ func (l *Lab) veth(a *Node, aName string, b *Node, bName string) (*Endpoint, *En
 		return nil, nil, err
 	}
 	return ea, eb, errors.Join(ea.find(), eb.find())
+}
+
+// Macvlan gives a node an interface that shares the cable of another, its master, in mode bridge. The master may be in
+// another node, and is no port of a bridge.
+func (l *Lab) Macvlan(master *Endpoint, n *Node, name string, options ...LinkOption) *Endpoint {
+	l.tb.Helper()
+	e := n.newEndpoint(name)
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.HardwareAddr, attrs.ParentIndex = name, e.mac, master.index
+	attrs.Namespace = netlink.NsFd(int(n.ns.File().Fd()))
+	err := master.node.links.LinkAdd(&netlink.Macvlan{LinkAttrs: attrs, Mode: netlink.MACVLAN_MODE_BRIDGE})
+	if err == nil {
+		err = e.find()
+	}
+	if err == nil {
+		err = e.configure(options)
+	}
+	if err != nil {
+		l.fatalf("macvlan %s:%s on %s: %v", n, name, master, err)
+	}
+	if !slices.Contains(options, Down) {
+		e.waitUp()
+	}
+	return e
 }
 
 // newEndpoint gives the next endpoint of a node its addresses.

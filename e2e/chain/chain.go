@@ -1,10 +1,11 @@
-// Package chain runs a real CNI chain inside a lab: the reference bridge plugin, then mld, through libcni, with the
-// programs of this repository; or mld alone; or another plugin in its place, to compare. The end-to-end tests and the
+// Package chain runs a real CNI chain inside a lab: the reference plugin bridge or macvlan, then mld, through libcni, with
+// the programs of this repository; or mld alone; or another plugin in its place, to compare. The end-to-end tests and the
 // demonstration stand on it.
 package chain
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -38,6 +39,7 @@ func Build(ctx context.Context, dir string) error {
 		"mld":        module + "/plugin",
 		"mldd":       module + "/plugin/mldd",
 		"bridge":     "github.com/containernetworking/plugins/plugins/main/bridge",
+		"macvlan":    "github.com/containernetworking/plugins/plugins/main/macvlan",
 		"host-local": "github.com/containernetworking/plugins/plugins/ipam/host-local",
 	} {
 		if err := build(ctx, dir, name, pkg); err != nil {
@@ -79,7 +81,10 @@ type Config struct {
 	Host    *netnslab.Node
 	Bin     string         // where Build has put the programs
 	Dir     string         // for everything that is left on disk; the caller removes it
+	Name    string         // of the network; empty means "lab"
+	IfName  string         // of the containers' interfaces; empty means [IfName]
 	Bridge  string         // name of the bridge, which the lab may have made before
+	Master  string         // instead of a bridge: the interface that the containers' macvlans share
 	Version string         // of the CNI specification; empty means 1.1.0
 	MLD     map[string]any // keys of mld's configuration; nil: the chain is the bridge plugin alone
 	Peer    map[string]any // the whole configuration of another plugin, in mld's place
@@ -87,24 +92,29 @@ type Config struct {
 
 // New makes a chain. The daemon is started by the first Add; see [Chain.Stop].
 func New(cfg Config) (*Chain, error) {
-	if cfg.Version == "" {
-		cfg.Version = "1.1.0"
-	}
+	cfg.Version = cmp.Or(cfg.Version, "1.1.0")
+	cfg.Name = cmp.Or(cfg.Name, "lab")
+	cfg.IfName = cmp.Or(cfg.IfName, IfName)
 	c := &Chain{RunDir: filepath.Join(cfg.Dir, "run"), cfg: cfg, exec: &executor{host: cfg.Host}}
 	if err := os.MkdirAll(c.RunDir, 0o700); err != nil {
 		return nil, err
 	}
-	plugins := []map[string]any{{
+	link := map[string]any{
 		"type": "bridge", "bridge": cfg.Bridge,
 		"ipam": map[string]any{
 			"type": "host-local", "dataDir": filepath.Join(cfg.Dir, "ipam"),
 			"ranges": [][]map[string]string{{{"subnet": "fd00:1::/64"}}},
 		},
-	}}
+	}
+	if cfg.Master != "" {
+		delete(link, "bridge")
+		link["type"], link["master"] = "macvlan", cfg.Master
+	}
+	plugins := []map[string]any{link}
 	if cfg.MLD != nil || cfg.Peer != nil {
 		plugins = append(plugins, c.last(cfg.MLD))
 	}
-	conflist, err := json.Marshal(map[string]any{"cniVersion": cfg.Version, "name": "lab", "plugins": plugins})
+	conflist, err := json.Marshal(map[string]any{"cniVersion": cfg.Version, "name": cfg.Name, "plugins": plugins})
 	if err != nil {
 		return nil, err
 	}
@@ -126,7 +136,7 @@ func (c *Chain) last(keys map[string]any) map[string]any {
 }
 
 func (c *Chain) runtimeConf(n *netnslab.Node) *libcni.RuntimeConf {
-	return &libcni.RuntimeConf{ContainerID: n.Name(), NetNS: n.Path(), IfName: IfName}
+	return &libcni.RuntimeConf{ContainerID: n.Name(), NetNS: n.Path(), IfName: c.cfg.IfName}
 }
 
 // Add attaches a node to the network.
@@ -149,7 +159,7 @@ type Call struct {
 	Command     string         // CNI_COMMAND
 	ContainerID string         // CNI_CONTAINERID
 	Netns       string         // CNI_NETNS
-	IfName      string         // CNI_IFNAME; empty means [IfName]
+	IfName      string         // CNI_IFNAME; empty means the chain's
 	Args        string         // CNI_ARGS
 	MLD         map[string]any // keys of mld's configuration; nil means the chain's
 	Stderr      io.Writer      // nil: what mld says there becomes part of an error that is none of CNI's
@@ -159,7 +169,7 @@ type Call struct {
 // output. The error of a plugin that has failed is a *types.Error.
 func (c *Chain) Run(ctx context.Context, call Call) ([]byte, error) {
 	if call.IfName == "" {
-		call.IfName = IfName
+		call.IfName = c.cfg.IfName
 	}
 	if call.MLD == nil {
 		call.MLD = c.cfg.MLD

@@ -84,6 +84,9 @@ type wire interface {
 	Watch() (link.State, error)
 	ReadPacket(b []byte) (packet []byte, unicast bool, err error)
 	WritePacket(packet []byte) error
+	HearKernel() error
+	AddMembership(group netip.Addr) error
+	DropMembership(group netip.Addr) error
 	Close() error
 }
 
@@ -117,6 +120,7 @@ type Agent struct {
 	mute        *kernel.Mute // nil: the kernel's reports are kept
 	link        link.State
 	voice       voice
+	takenIn     map[membership]struct{}
 	waiters     []waiter
 	rejected    [mld.NumReasons]uint64
 	sendErrs    uint64
@@ -126,6 +130,12 @@ type Agent struct {
 	warnings    struct{ source, version warning }
 	querier     Querier
 	version     mld.Version // as it was when it was looked at last
+}
+
+// A membership is a subscriber's, in the interface's filter of group addresses.
+type membership struct {
+	id   listener.SubscriberID
+	addr netip.Addr
 }
 
 type heard struct {
@@ -168,6 +178,9 @@ func start(cfg Config, w wire) (*Agent, error) {
 		mirror.OnReport(func(p mld.Packet) { cfg.Observe(Event{Kind: EventMuted, Heard: p}) })
 	}
 	a, err := newAgent(cfg, w, mirror, mute)
+	if err == nil && mute == nil {
+		err = w.HearKernel()
+	}
 	if err == nil {
 		err = a.begin(cfg, state)
 	}
@@ -221,6 +234,7 @@ func newAgent(cfg Config, w wire, mirror memberships, mute *kernel.Mute) (*Agent
 		wire:     w,
 		mirror:   mirror,
 		mute:     mute,
+		takenIn:  make(map[membership]struct{}),
 		voice:    voice{listener: l, keep: mute == nil},
 	}
 	if a.log == nil {
@@ -347,6 +361,10 @@ func (a *Agent) receive(h heard) {
 	}
 	if h.unicast && p.Message.Type == mld.TypeReport {
 		return // B25: a bridge's unicast copy of a Report is not heard by the others, and must not silence us
+	}
+	if a.voice.keep && p.Src == a.link.Source && p.Message.Type != mld.TypeQuery {
+		a.voice.kernelSaid(now, &p.Message)
+		return
 	}
 	if p.Message.Type == mld.TypeQuery {
 		a.querier = Querier{Addr: p.Src, Version: p.Message.Version, Heard: now}
@@ -495,11 +513,29 @@ func (a *Agent) Listen(ctx context.Context, id listener.SubscriberID, addr netip
 			err = ErrStopped
 			return
 		}
-		err = a.voice.listen(time.Now(), id, addr, f)
+		if err = a.voice.listen(time.Now(), id, addr, f); err == nil {
+			err = a.takeIn(id, addr, f)
+		}
 	}); doErr != nil {
 		return doErr
 	}
 	return err
+}
+
+// takeIn has the interface take in the frames of what is listened to. The kernel sees to its own memberships.
+func (a *Agent) takeIn(id listener.SubscriberID, addr netip.Addr, f listener.Filter) error {
+	m := membership{id, addr}
+	_, done := a.takenIn[m]
+	leave := f.Mode == listener.Include && len(f.Sources) == 0
+	switch {
+	case done && leave:
+		delete(a.takenIn, m)
+		return a.wire.DropMembership(addr)
+	case !done && !leave:
+		a.takenIn[m] = struct{}{}
+		return a.wire.AddMembership(addr)
+	}
+	return nil
 }
 
 // linger is how long the kernel stays muted after the last leave. Its own leaves are late and repeated, and would

@@ -673,6 +673,73 @@ func TestKeep(t *testing.T) {
 	})
 }
 
+// TestKeepContradiction: the kernel's leave comes after the event of it, and again up to a second later, from our own
+// address; what is wanted nevertheless is reported anew each time, and nothing else is.
+func TestKeepContradiction(t *testing.T) {
+	setup{keep: true, standing: joined(group, other)}.run(t, func(r *rig) {
+		says := func(records ...mld.Record) {
+			t.Helper()
+			r.port.Hear(mld.AppendReportV2(nil, own, records), false)
+		}
+		leaves := mld.Record{Type: mld.ChangeToInclude, MulticastAddress: group}
+		r.listen(group, listener.AnySource)
+		says(mld.Record{Type: mld.ModeIsExclude, MulticastAddress: group})
+		r.wantSent("the kernel speaks for it")
+		r.kernel.Tell(left(group)...)
+		r.wantSent("the kernel has left", "Report ff05::4321")
+		r.settle()
+		says(leaves, mld.Record{Type: mld.ModeIsExclude, MulticastAddress: other})
+		r.wantSent("the kernel says so", "Report ff05::4321")
+		r.settle()
+		says(leaves)
+		r.wantSent("the kernel says so again", "Report ff05::4321")
+		r.port.Hear(mld.AppendDone(nil, own, group), false)
+		r.wantSent("the kernel says so in version 1", "Report ff05::4321")
+		r.settle()
+		r.port.Hear(mld.AppendDone(nil, own, other), false)
+		r.port.Hear(mld.AppendDone(nil, peer, group), false)
+		r.wantSent("others leave, or what is not wanted is left")
+		r.listen(group, listener.Filter{})
+		r.wantSent("not wanted any more", "Done ff05::4321")
+		says(leaves)
+		r.wantSent("of no interest")
+	})
+}
+
+// TestTakenIn: the interface takes in what is listened to, as often as somebody does.
+func TestTakenIn(t *testing.T) {
+	setup{standing: joined(other)}.run(t, func(r *rig) {
+		listen := func(id listener.SubscriberID, f listener.Filter) {
+			t.Helper()
+			if err := r.agent.Listen(r.Context(), id, group, f); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want := func(n int) {
+			t.Helper()
+			if got := r.port.Memberships(); got[group] != n || len(got) != min(n, 1) {
+				t.Fatalf("taken in: %v, want %v %d times", got, group, n)
+			}
+		}
+		listen(1, listener.Filter{})
+		want(0)
+		listen(1, listener.AnySource)
+		listen(1, listener.Filter{Sources: []netip.Addr{peer}})
+		want(1)
+		listen(2, listener.AnySource)
+		want(2)
+		listen(1, listener.Filter{})
+		listen(1, listener.Filter{})
+		want(1)
+		listen(2, listener.Filter{})
+		want(0)
+		if err := r.agent.Listen(r.Context(), 1, own, listener.AnySource); err == nil {
+			t.Error("listens to a unicast address")
+		}
+		want(0)
+	})
+}
+
 // TestKeepTwoSubscribers: every subscription comes back when the kernel leaves, and each is left by itself.
 func TestKeepTwoSubscribers(t *testing.T) {
 	setup{keep: true}.run(t, func(r *rig) {

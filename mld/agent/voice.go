@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/seed-aaab8e3a/cni-mld/mld"
 	"github.com/seed-aaab8e3a/cni-mld/mld/kernel"
 	"github.com/seed-aaab8e3a/cni-mld/mld/listener"
 )
@@ -90,6 +91,31 @@ func (v *voice) kernelTookOver(now time.Time, c kernel.Change) {
 	delete(v.held, c.Addr)
 	for _, s := range v.wanted[c.Addr] {
 		_ = v.listener.Listen(now, s.id, c.Addr, s.filter) // what it refuses has nobody to be told any more
+	}
+}
+
+// kernelSaid hears the kernel's own voice. It says once more what it has left, up to a second later and from our
+// address (B16), so that what is wanted nevertheless has to be said anew each time.
+func (v *voice) kernelSaid(now time.Time, m *mld.Message) {
+	if m.Type != mld.TypeReportV2 {
+		v.contradict(now, m.MulticastAddress)
+		return
+	}
+	for r := range m.Records.All() {
+		v.contradict(now, r.MulticastAddress)
+	}
+}
+
+// contradict reports addr as if it had just been joined, unless the kernel speaks for it.
+func (v *voice) contradict(now time.Time, addr netip.Addr) {
+	if _, held := v.held[addr]; held {
+		return
+	}
+	for _, s := range v.wanted[addr] {
+		v.listener.Forget(now, s.id, addr)
+	}
+	for _, s := range v.wanted[addr] {
+		_ = v.listener.Listen(now, s.id, addr, s.filter) // it was accepted before
 	}
 }
 

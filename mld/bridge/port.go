@@ -39,7 +39,8 @@ const (
 	brStateForwarding = 3 // BR_STATE_FORWARDING
 )
 
-// A Port is a port of a bridge: the host's end of a container's veth. Its methods are safe for concurrent use.
+// A Port is a port of a bridge: the host's end of a container's veth, or the bridge itself, whose entries are of the
+// groups that its own host has joined. Its methods are safe for concurrent use.
 type Port struct {
 	Bridge      string // names at the time of FindPort
 	Name        string
@@ -73,11 +74,12 @@ type State struct {
 	// Groups is how many entries the port has, and MaxGroups how many it may have; 0 is no limit. Both are 0 before
 	// Linux 6.3. Without Snooping, entries are what an overflow has left: whoever turns it off empties the MDB.
 	Groups, MaxGroups int
-	// Forwarding says that the port passes frames: state forwarding, which it leaves when the link goes down.
+	// Forwarding says that the port passes frames: state forwarding, which it leaves when the link goes down. The
+	// bridge itself does while it is up.
 	Forwarding bool
 }
 
-// FindPort finds the bridge that the interface with the given index is a port of. Both are in the namespace host,
+// FindPort finds the bridge that the interface with the given index is, or is a port of. Both are in the namespace host,
 // which must stay open as long as the Port is. An error that wraps [ErrNotPort] says that there is no such port.
 func FindPort(host *netns.Namespace, ifindex int) (*Port, error) {
 	conn, err := dial(host)
@@ -95,6 +97,10 @@ func (p *Port) find() error {
 	port, err := p.link(p.Index)
 	if err != nil {
 		return err
+	}
+	if port.isBridge {
+		p.Name, p.Bridge, p.BridgeIndex = port.name, port.name, p.Index
+		return nil
 	}
 	if !port.isPort {
 		return fmt.Errorf("link %s: %w", port.name, ErrNotPort)
@@ -142,7 +148,7 @@ func (p *Port) State() (State, error) {
 // self asks for the port, which may have left the bridge.
 func (p *Port) self() (link, error) {
 	port, err := p.link(p.Index)
-	if err == nil && (!port.isPort || port.master != p.BridgeIndex) {
+	if err == nil && (!port.isPort || port.master != p.BridgeIndex) && !port.isBridge {
 		err = fmt.Errorf("link %s of bridge %s: %w", port.name, p.Bridge, ErrNotPort)
 	}
 	return port, err
@@ -399,6 +405,7 @@ type link struct {
 	name       string
 	master     int
 	isPort     bool
+	isBridge   bool
 	forwarding bool
 	groups     int
 	maxGroups  int
@@ -426,6 +433,9 @@ func parseLink(b []byte) (link, error) {
 			ad.Nested(l.parseInfo)
 		}
 	}
+	if l.isBridge {
+		l.forwarding = binary.NativeEndian.Uint32(b[8:])&unix.IFF_UP != 0
+	}
 	return l, ad.Err()
 }
 
@@ -435,6 +445,7 @@ func (l *link) parseInfo(ad *netlink.AttributeDecoder) error {
 		switch ad.Type() {
 		case unix.IFLA_INFO_KIND:
 			kind = ad.String()
+			l.isBridge = kind == "bridge"
 		case unix.IFLA_INFO_DATA:
 			if kind == "bridge" {
 				ad.Nested(l.parseBridge)

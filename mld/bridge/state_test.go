@@ -1,6 +1,7 @@
 package bridge_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -225,13 +226,57 @@ func TestForwarding(t *testing.T) {
 	}, br.Node())
 }
 
+// A bridge is a port of its own: the entries there are of what its host has joined.
+func TestBridgeItself(t *testing.T) {
+	t.Parallel()
+	options := fast
+	options.Querier = 2
+	br, alice, _ := pair(t, options)
+	port, err := bridge.FindPort(br.Node().Netns(), br.Index())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer port.Close()
+	if want := "br0 port br0"; port.String() != want {
+		t.Errorf("got %q, want %q", port, want)
+	}
+	alice.Join(netip.MustParseAddr("ff05::1"))
+	br.Join(group)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := port.Wait(ctx, group); err != nil {
+		t.Fatal(err)
+	}
+	members, err := port.Members()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range members {
+		if e.Port != br.Index() || e.Group == netip.MustParseAddr("ff05::1") {
+			t.Errorf("not the bridge's own: %+v", e)
+		}
+	}
+	state, err := port.State()
+	if err != nil || !state.Forwarding || !state.Querier || state.QuerierAddr != br.LinkLocal() {
+		t.Errorf("got %+v, %v", state, err)
+	}
+	br.SetDown()
+	if state, err := port.State(); err != nil || state.Forwarding {
+		t.Errorf("down: got %+v, %v", state, err)
+	}
+	br.Delete()
+	if state, err := port.State(); !errors.Is(err, bridge.ErrNotPort) {
+		t.Errorf("after its end: got %+v, %v, want ErrNotPort", state, err)
+	}
+}
+
 func TestErrNotPort(t *testing.T) {
 	t.Parallel()
 	lab := netnslab.New(t)
 	br := lab.Bridge("br0", netnslab.BridgeOptions{})
 	alice := br.Connect(lab.Node("alice"), "eth0")
 	free, _ := lab.Veth(lab.Host(), "free", lab.Node("bob"), "eth0")
-	for name, index := range map[string]int{"bridge": br.Index(), "cable": free.Index(), "nothing": 4711} {
+	for name, index := range map[string]int{"cable": free.Index(), "nothing": 4711} {
 		port, err := bridge.FindPort(lab.Host().Netns(), index)
 		if !errors.Is(err, bridge.ErrNotPort) {
 			t.Errorf("%s: got %v, %v, want ErrNotPort", name, port, err)

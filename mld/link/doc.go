@@ -13,7 +13,8 @@
 // An AF_PACKET socket hears what a raw ICMPv6 socket does not: specific queries for, and Reports of, groups
 // that the kernel has not joined (protocol rules S1, S2). A filter in the kernel lets MLD messages through and
 // nothing else, so other traffic costs no wake-up; whether a message is a good one is for mld.Parse to say, and
-// to count. Frames that this host sent, by us or by its kernel, are not heard, nor are frames for other hosts.
+// to count. Frames that this host sent, by us or (but after HearKernel) by its kernel, are not heard, nor are
+// frames for other hosts. Which groups an interface with a filter takes in is for AddMembership to say.
 // Packets that are sent do not pass the namespace's netfilter hooks, and no allocation is made for a packet in
 // either direction.
 //

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -32,6 +33,7 @@ type Link struct {
 	eventsRaw syscall.RawConn
 	closed    atomic.Bool
 	gone      atomic.Bool
+	takesAll  bool // the interface has no filter of group addresses
 
 	state sync.Mutex // held while the state is read
 	last  State
@@ -105,7 +107,8 @@ func (l *Link) open() error {
 		}
 	}
 	// WritePacket needs the hardware address. The first Watch still returns at once.
-	_, _, err = l.read()
+	s, _, err := l.read()
+	l.takesAll = s.Kind == "veth" || s.Kind == "bridge"
 	l.last = State{}
 	return err
 }
@@ -118,19 +121,77 @@ func (l *Link) setPacketOptions() error {
 		err := unix.SetsockoptInt(int(fd), unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1)
 		if err != nil && err != unix.ENOPROTOOPT { // before Linux 4.20
 			failure = fmt.Errorf("ignore outgoing frames: %w", err)
-			return
-		}
-		// The interface must take in frames for groups that the kernel has not joined (S2); a macvlan does not.
-		err = unix.SetsockoptPacketMreq(int(fd), unix.SOL_PACKET, unix.PACKET_ADD_MEMBERSHIP,
-			&unix.PacketMreq{Ifindex: int32(l.index), Type: unix.PACKET_MR_ALLMULTI})
-		if err != nil {
-			failure = fmt.Errorf("receive all multicast: %w", err)
 		}
 	})
 	return errors.Join(err, failure)
 }
 
-// ReadPacket waits for the next MLD message from another host and returns its IPv6 packet, a view into b, which
+// HearKernel makes ReadPacket return also what the kernel of this host sends from a link-local address; what
+// WritePacket sends stays unheard. It is for a host whose kernel reports what it has joined, beside a listener. It waits
+// for the kernel, 13 ms on an idle machine, and is called before ReadPacket.
+func (l *Link) HearKernel() error {
+	var failure error
+	err := l.raw.Control(func(fd uintptr) {
+		failure = unix.SetsockoptInt(int(fd), unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 0)
+		if failure == nil || failure == unix.ENOPROTOOPT {
+			// Frames that are sent are shown only to sockets for every protocol.
+			everything := binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, unix.ETH_P_ALL))
+			failure = unix.Bind(int(fd), &unix.SockaddrLinklayer{Protocol: everything, Ifindex: l.index})
+		}
+	})
+	if errors.Is(failure, unix.ENODEV) {
+		return l.errGone()
+	}
+	if err := errors.Join(err, failure); err != nil {
+		return fmt.Errorf("interface %d: packet socket: hear outgoing frames: %w", l.index, err)
+	}
+	return nil
+}
+
+// AddMembership makes the interface take in frames for a group that the kernel may not have joined: queries for it,
+// the Reports of others, and its data. A macvlan or a network card drops them otherwise (S2); a veth or a bridge never
+// does, and is spared the call, which takes the kernel's lock of all interfaces. Each call wants a DropMembership.
+//
+// All groups could be taken in at once, but on a macvlan the streams that concern nobody would then cost time in every
+// container, and overflow the queue that the queries come through.
+func (l *Link) AddMembership(group netip.Addr) error {
+	return l.setMembership(unix.PACKET_ADD_MEMBERSHIP, "take in", group)
+}
+
+// DropMembership takes back one AddMembership.
+func (l *Link) DropMembership(group netip.Addr) error {
+	return l.setMembership(unix.PACKET_DROP_MEMBERSHIP, "no longer take in", group)
+}
+
+func (l *Link) setMembership(option int, what string, group netip.Addr) error {
+	if l.takesAll {
+		return nil
+	}
+	mac := multicastMAC(group)
+	r := unix.PacketMreq{Ifindex: int32(l.index), Type: unix.PACKET_MR_MULTICAST, Alen: uint16(len(mac))}
+	copy(r.Address[:], mac[:])
+	var failure error
+	err := l.raw.Control(func(fd uintptr) {
+		failure = unix.SetsockoptPacketMreq(int(fd), unix.SOL_PACKET, option, &r)
+	})
+	switch {
+	case l.closed.Load():
+		return net.ErrClosed
+	case errors.Is(failure, unix.ENODEV):
+		return l.errGone()
+	case err != nil || failure != nil:
+		return fmt.Errorf("interface %d: %s frames for %v: %w", l.index, what, group, errors.Join(err, failure))
+	}
+	return nil
+}
+
+// multicastMAC is the Ethernet address of a group (RFC 2464 section 7), which others may share.
+func multicastMAC(group netip.Addr) [6]byte {
+	a := group.As16()
+	return [6]byte{0x33, 0x33, a[12], a[13], a[14], a[15]}
+}
+
+// ReadPacket waits for the next MLD message, from another host unless HearKernel says more, and returns its IPv6 packet, a view into b, which
 // must have room for a frame: MTU and 14 octets. A longer packet comes cut off, and link-layer padding may stand
 // behind a short one. Nothing about the packet is checked but that it is an MLD message by its type.
 // unicast tells that the frame was sent to this host alone (B25).

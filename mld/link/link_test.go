@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"testing"
@@ -82,9 +83,21 @@ func frame(dst, src net.HardwareAddr, etherType uint16, payload []byte) []byte {
 }
 
 func TestReadPacketFilter(t *testing.T) {
+	for _, hearKernel := range []bool{false, true} {
+		t.Run(fmt.Sprintf("hear kernel %v", hearKernel), func(t *testing.T) { testReadPacketFilter(t, hearKernel) })
+	}
+}
+
+func testReadPacketFilter(t *testing.T, hearKernel bool) {
 	peer, host := cable(t)
 	kernel := peer.LinkLocal()
 	l := open(t, host)
+	if hearKernel {
+		if err := l.HearKernel(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	self := host.LinkLocal()
 	toGroup := net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}
 	ours, theirs := host.HardwareAddr(), peer.HardwareAddr()
 	other := net.HardwareAddr{2, 0, 0, 0, 0xaa, 0xaa}
@@ -151,8 +164,8 @@ func TestReadPacketFilter(t *testing.T) {
 				if bytes.Equal(p, sentinel) {
 					break
 				}
-				if bytes.Contains(p, kernel.AsSlice()) {
-					continue // the peer's kernel is a listener as well
+				if bytes.Contains(p, kernel.AsSlice()) || bytes.Contains(p, self.AsSlice()) {
+					continue // the kernels are listeners as well
 				}
 				packet, unicast = bytes.Clone(p), u
 			}
@@ -232,6 +245,43 @@ func TestV1_25_OwnFramesAreNotHeard(t *testing.T) {
 	}
 }
 
+// After HearKernel the kernel of the same namespace is heard, but not what it says from "::", and not we.
+func TestHearKernel(t *testing.T) {
+	t.Parallel()
+	lab := netnslab.New(t)
+	silent := lab.Node("peer")
+	silent.SetSysctl("net/ipv6/conf/default/disable_ipv6", "1")
+	// With DAD the kernel speaks from "::" first, and from its link-local address a second later.
+	peer, host := lab.Veth(silent, "eth0", lab.Node("pod"), "eth0", netnslab.DAD)
+	l := open(t, host)
+	if err := l.HearKernel(); err != nil {
+		t.Fatal(err)
+	}
+	capture := peer.Capture(netnslab.MLD)
+	src := host.LinkLocal()
+	if err := l.WritePacket(mld.AppendReport(nil, src, group)); err != nil {
+		t.Fatal(err)
+	}
+	capture.Wait(patience, "our report", func(f netnslab.Frame) bool { return f.ICMPv6() == 131 && f.Src() == src })
+	host.Join(netip.MustParseAddr("ff05::99"))
+	capture.Wait(patience, "the kernel's report", func(f netnslab.Frame) bool {
+		return f.ICMPv6() == 143 && bytes.Contains(f.Data, netip.MustParseAddr("ff05::99").AsSlice())
+	})
+	for {
+		p, _, err := l.ReadPacket(make([]byte, 2048))
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := mld.Parse(p, mld.AcceptUnspecified)
+		switch {
+		case err != nil || m.Src != src || m.Message.Type == mld.TypeReport: // ours is of version 1
+			t.Fatalf("heard %v: %x, %v", m, p, err)
+		case bytes.Contains(p, netip.MustParseAddr("ff05::99").AsSlice()):
+			return
+		}
+	}
+}
+
 func TestWritePacket(t *testing.T) {
 	peer, host := cable(t)
 	l := open(t, host)
@@ -295,50 +345,65 @@ func TestWritePacketRefusals(t *testing.T) {
 	}
 }
 
-// A macvlan takes in only the groups that somebody has asked for (S2).
+// A macvlan takes in only the groups that somebody has asked for (S2), and a few more: its filter is a table of 256
+// hashes. What two groups with one Ethernet address have asked for stays until both are done with it.
 func TestReadPacketMacvlan(t *testing.T) {
 	t.Parallel()
 	lab := netnslab.New(t)
-	pod := lab.Node("pod")
-	peer, _ := lab.Veth(lab.Node("peer"), "eth0", pod, "parent")
-	ip := func(args ...string) {
-		t.Helper()
-		if out, err := pod.Command(t.Context(), "ip", args...).CombinedOutput(); err != nil {
-			t.Fatalf("ip %q: %v: %s", args, err, out)
-		}
-	}
-	ip("link", "add", "link", "parent", "name", "mv0", "type", "macvlan", "mode", "bridge")
-	ip("link", "set", "mv0", "up")
-	var index int
-	if err := pod.Do(func() error {
-		ifi, err := net.InterfaceByName("mv0")
-		if err == nil {
-			index = ifi.Index
-		}
-		return err
-	}); err != nil {
-		t.Fatal(err)
-	}
-	l, err := link.Open(pod.Netns(), index)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	giveUp := time.AfterFunc(patience, func() { l.Close() })
-	defer giveUp.Stop()
-	if s, err := l.State(); err != nil || !s.Ethernet || s.Peer != 0 {
+	peer, master := lab.Veth(lab.Node("peer"), "eth0", lab.Node("host-of-pod"), "eth0")
+	pod := lab.Macvlan(master, lab.Node("pod"), "eth0")
+	pod.LinkLocal() // so that the kernel has joined ff02::1, which the sentinel goes to
+	l := open(t, pod)
+	if s, err := l.State(); err != nil || !s.Ethernet || s.Kind != "macvlan" {
 		t.Fatalf("%+v, %v", s, err)
 	}
-	report := mld.AppendReport(nil, netip.MustParseAddr("fe80::5e:1"), netip.MustParseAddr("ff05::abcd:ef01"))
-	peer.SendPacket(report)
-	for {
-		p, _, err := l.ReadPacket(make([]byte, 2048))
-		if err != nil {
-			t.Fatal(err)
+	const groups = 20
+	group := func(scope, i byte) netip.Addr {
+		return netip.AddrFrom16([16]byte{0: 0xff, 1: scope, 12: 0xab, 13: 0xcd, 14: 0xef, 15: i})
+	}
+	sentinel := query(netip.MustParseAddr("fe80::5e:1"))
+	hears := func() (heard int) {
+		t.Helper()
+		for i := range byte(groups) {
+			peer.SendPacket(mld.AppendReport(nil, netip.MustParseAddr("fe80::5e:2"), group(5, i)))
 		}
-		if bytes.Equal(p, report) {
-			return
+		peer.SendPacket(sentinel)
+		for {
+			p, _, err := l.ReadPacket(make([]byte, 2048))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if bytes.Equal(p, sentinel) {
+				return heard
+			}
+			if m, err := mld.Parse(p, 0); err == nil && m.Message.Type == mld.TypeReport {
+				heard++
+			}
 		}
+	}
+	each := func(change func(netip.Addr) error, scope byte) {
+		t.Helper()
+		for i := range byte(groups) {
+			if err := change(group(scope, i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if n := hears(); n > groups/2 {
+		t.Fatalf("%d of %d groups are heard that nobody has asked for", n, groups)
+	}
+	each(l.AddMembership, 5)
+	each(l.AddMembership, 14)
+	if n := hears(); n != groups {
+		t.Fatalf("%d of %d groups are heard", n, groups)
+	}
+	each(l.DropMembership, 5)
+	if n := hears(); n != groups {
+		t.Fatalf("%d of %d groups are heard after one of two memberships was dropped", n, groups)
+	}
+	each(l.DropMembership, 14)
+	if n := hears(); n > groups/2 {
+		t.Fatalf("%d of %d groups are still heard", n, groups)
 	}
 }
 

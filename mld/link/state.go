@@ -21,13 +21,13 @@ type State struct {
 	Up           bool       // administratively up and with carrier: able to send
 	Source       netip.Addr // a valid link-local address, or the zero Addr while there is none
 	IPv6         bool       // IPv6 is switched on, and the MTU is large enough for it
-	Peer         int        // interface index of a veth's other end, in that end's namespace; 0 if it is no veth
+	Kind         string     // the kernel's name of the kind of link, such as "veth"; empty for a network card
 	Ethernet     bool       // frames have an Ethernet header
 }
 
 func (s State) equal(o State) bool {
 	return s.Name == o.Name && s.Index == o.Index && bytes.Equal(s.HardwareAddr, o.HardwareAddr) &&
-		s.MTU == o.MTU && s.Up == o.Up && s.Source == o.Source && s.IPv6 == o.IPv6 && s.Peer == o.Peer &&
+		s.MTU == o.MTU && s.Up == o.Up && s.Source == o.Source && s.IPv6 == o.IPv6 && s.Kind == o.Kind &&
 		s.Ethernet == o.Ethernet
 }
 
@@ -135,7 +135,6 @@ func parseLink(b []byte) (State, error) {
 	if err != nil {
 		return State{}, err
 	}
-	var veth bool
 	for d.Next() {
 		switch d.Type() {
 		case unix.IFLA_IFNAME:
@@ -144,13 +143,11 @@ func parseLink(b []byte) (State, error) {
 			s.HardwareAddr = bytes.Clone(d.Bytes())
 		case unix.IFLA_MTU:
 			s.MTU = int(d.Uint32())
-		case unix.IFLA_LINK:
-			s.Peer = int(d.Uint32())
 		case unix.IFLA_LINKINFO:
 			d.Nested(func(d *netlink.AttributeDecoder) error {
 				for d.Next() {
 					if d.Type() == unix.IFLA_INFO_KIND {
-						veth = d.String() == "veth"
+						s.Kind = d.String()
 					}
 				}
 				return nil
@@ -168,9 +165,6 @@ func parseLink(b []byte) (State, error) {
 				return nil
 			})
 		}
-	}
-	if !veth {
-		s.Peer = 0 // of a macvlan or VLAN, IFLA_LINK is the device below
 	}
 	return s, d.Err()
 }

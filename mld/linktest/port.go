@@ -1,13 +1,15 @@
 package linktest
 
 import (
+	"maps"
 	"net"
+	"net/netip"
 	"slices"
 	"time"
 )
 
-// A Port is an interface on a segment; S is the type of its state. State, Watch, ReadPacket, WritePacket and Close do
-// what the methods of those names of mld/link.Link do. The others are the test's.
+// A Port is an interface on a segment; S is the type of its state. State, Watch, ReadPacket, WritePacket, HearKernel,
+// AddMembership, DropMembership and Close stand for the methods of those names of mld/link.Link. The others are the test's.
 type Port[S any] struct {
 	segment *Segment
 	name    string
@@ -19,11 +21,16 @@ type Port[S any] struct {
 	err       error         // of everybody who reads or asks, once the port has come to its end
 	refusal   error         // of WritePacket
 	writeTime time.Duration // of WritePacket
+
+	memberships map[netip.Addr]int
 }
 
 // Plug plugs a port into a segment.
 func Plug[S any](s *Segment, name string, state S) *Port[S] {
-	p := &Port[S]{segment: s, name: name, state: state, unseen: true, ear: ear{changed: make(chan struct{})}}
+	p := &Port[S]{
+		segment: s, name: name, state: state, unseen: true, ear: ear{changed: make(chan struct{})},
+		memberships: make(map[netip.Addr]int),
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ears = append(s.ears, &p.ear)
@@ -95,6 +102,34 @@ func (p *Port[S]) WritePacket(packet []byte) error {
 	}
 	p.segment.send(p.name, &p.ear, packet)
 	return nil
+}
+
+// HearKernel changes nothing: what the kernel of the node says is given to Hear by the test.
+func (p *Port[S]) HearKernel() error { return nil }
+
+// AddMembership counts a membership.
+func (p *Port[S]) AddMembership(group netip.Addr) error {
+	p.segment.mu.Lock()
+	defer p.segment.mu.Unlock()
+	p.memberships[group]++
+	return p.err
+}
+
+// DropMembership takes back an AddMembership.
+func (p *Port[S]) DropMembership(group netip.Addr) error {
+	p.segment.mu.Lock()
+	defer p.segment.mu.Unlock()
+	if p.memberships[group]--; p.memberships[group] == 0 {
+		delete(p.memberships, group)
+	}
+	return p.err
+}
+
+// Memberships returns how often each group was added and not dropped.
+func (p *Port[S]) Memberships() map[netip.Addr]int {
+	p.segment.mu.Lock()
+	defer p.segment.mu.Unlock()
+	return maps.Clone(p.memberships)
 }
 
 // Close unplugs the port; who waits in it gets [net.ErrClosed].

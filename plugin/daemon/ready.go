@@ -8,8 +8,6 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
-	"github.com/vishvananda/netlink"
-
 	"github.com/seed-aaab8e3a/cni-mld/mld/bridge"
 	"github.com/seed-aaab8e3a/cni-mld/mld/netns"
 	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
@@ -39,7 +37,7 @@ func (a *attachment) waitFor(ctx context.Context, wait string, host *netns.Names
 	if wait == api.WaitReport {
 		return a.iface.agent.WaitReported(ctx, groups...)
 	}
-	port, err := a.port(ctx, host)
+	port, err := a.port(host)
 	if errors.Is(err, bridge.ErrNotPort) && wait == api.WaitAuto {
 		return a.iface.agent.WaitReported(ctx, groups...)
 	}
@@ -60,35 +58,9 @@ func (a *attachment) waitFor(ctx context.Context, wait string, host *netns.Names
 	return port.WaitFlows(ctx, flows(a.settings)...)
 }
 
-// port finds the bridge port that the interface is plugged into: that of the veth's other end.
-func (a *attachment) port(ctx context.Context, host *netns.Namespace) (*bridge.Port, error) {
-	s, err := a.iface.agent.State(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if err := host.Do(func() error { return isPeer(s.Link.Peer, s.Link.Index) }); err != nil {
-		return nil, fmt.Errorf("interface %s: %w", s.Link.Name, err)
-	}
-	return bridge.FindPort(host, s.Link.Peer)
-}
-
-// isPeer makes sure that the link with index peer in this namespace is the other end of the container's veth: the
-// number alone could be that of any link, if the other end is in a third namespace.
-func isPeer(peer, index int) error {
-	if peer == 0 {
-		return bridge.ErrNotPort
-	}
-	l, err := netlink.LinkByIndex(peer)
-	if _, gone := errors.AsType[netlink.LinkNotFoundError](err); gone {
-		return bridge.ErrNotPort
-	}
-	if err != nil {
-		return err
-	}
-	if l.Type() != "veth" || l.Attrs().ParentIndex != index {
-		return bridge.ErrNotPort
-	}
-	return nil
+// port finds the bridge port that the interface is plugged into.
+func (a *attachment) port(host *netns.Namespace) (*bridge.Port, error) {
+	return findPort(a.iface.netns, host, a.iface.id.index)
 }
 
 // check proves that the declared groups of an attachment are forwarded: the listener is alive, the groups are
@@ -142,7 +114,7 @@ func (a *attachment) forwarded(ctx context.Context, host *netns.Namespace) error
 	if err := a.iface.agent.WaitReported(ctx, groups...); err != nil {
 		return err
 	}
-	port, err := a.port(ctx, host)
+	port, err := a.port(host)
 	if errors.Is(err, bridge.ErrNotPort) {
 		return nil
 	}

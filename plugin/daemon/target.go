@@ -37,7 +37,10 @@ func (t *target) open(r *api.Request, home uint64) (err error) {
 	if t.netns, err = netns.FromFile(netnsFile); err != nil {
 		return badEnv("CNI_NETNS", r.NetnsPath, err.Error())
 	}
-	if c := t.netns.Cookie(); c == t.host.Cookie() || c == home {
+	switch c := t.netns.Cookie(); {
+	case r.Host && c != t.host.Cookie():
+		return badEnv("CNI_NETNS", r.NetnsPath, "is not the host's namespace, where the request says that the interface is")
+	case !r.Host && (c == t.host.Cookie() || c == home):
 		return badEnv("CNI_NETNS", r.NetnsPath, "is the host's namespace: a container's own is needed")
 	}
 	t.id.netns = t.netns.Cookie()
