@@ -439,7 +439,7 @@ func (a *Agent) readPackets() {
 		}
 		packet, unicast, err := a.wire.ReadPacket(buf)
 		if err != nil {
-			a.fail(fmt.Errorf("receive: %w", err))
+			a.fail(err)
 			return
 		}
 		select {

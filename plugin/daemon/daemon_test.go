@@ -311,7 +311,7 @@ func TestManyRequestsPerConnection(t *testing.T) {
 	var got []string
 	for _, request := range []*api.Request{
 		r.request(api.OpAdd, "lab", pod.Node(), s),
-		r.request(api.OpCheck, "lab", pod.Node(), settings(t, `"groups": []`)),
+		r.request(api.OpCheck, "lab", pod.Node(), settings(t, `"groups": ["ff05::1:2"]`)),
 		r.request(api.OpCheck, "lab", pod.Node(), s),
 		{Op: api.OpDel, Attachment: api.Attachment{Network: "lab", ContainerID: "c1", IfName: "eth0"}},
 		{Op: api.OpStatus},
