@@ -13,7 +13,7 @@ func main() {
 		about += " " + info.Main.Version
 	}
 	skel.PluginMainFuncs(
-		skel.CNIFuncs{Add: add, Del: del, Check: check, Status: status},
+		skel.CNIFuncs{Add: add, Del: del, Check: check, GC: gc, Status: status},
 		version.PluginSupports("0.3.1", "0.4.0", "1.0.0", "1.1.0"),
 		about)
 }

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -83,10 +84,7 @@ func check(args *skel.CmdArgs) error {
 // another must go too. That something is gone or cannot be is success: the runtime has nothing better to do than to
 // go on. Only a daemon that answers with an error, or not at all, makes it fail.
 func del(args *skel.CmdArgs) error {
-	conf := struct {
-		Name   string `json:"name"`
-		RunDir string `json:"runDir"`
-	}{RunDir: api.DefaultRunDir}
+	conf := netConf{RunDir: api.DefaultRunDir}
 	parseErr := json.Unmarshal(args.StdinData, &conf)
 	request := &api.Request{
 		Op:         api.OpDel,
@@ -99,12 +97,68 @@ func del(args *skel.CmdArgs) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), delTimeout)
 	defer cancel()
-	return detach(ctx, conf.RunDir, request)
+	return detach(ctx, conf.RunDir, request, func() error { return forget(conf.RunDir, request.Attachment) })
 }
 
-// detach asks the daemon to detach. If there is none it takes the lock, so that none is started meanwhile, and
-// removes the state file, so that the next one does not bring the attachment back.
-func detach(ctx context.Context, runDir string, request *api.Request) error {
+// gc detaches what is attached to the network and is not in the list of what the runtime still knows. A list that is not
+// understood is an error, and nothing goes. Otherwise it is as careful as del.
+func gc(args *skel.CmdArgs) error {
+	conf := netConf{RunDir: api.DefaultRunDir}
+	if err := json.Unmarshal(args.StdinData, &conf); err != nil { // no ADD can have succeeded with it
+		logger().Warn("nothing to detach", "error", err)
+		return nil
+	}
+	if conf.Valid == nil {
+		return nil
+	}
+	valid, err := parseValid(conf.Name, conf.Valid)
+	if err != nil {
+		return err
+	}
+	request := &api.Request{Op: api.OpGC, Attachment: api.Attachment{Network: conf.Name}, Valid: valid}
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	return detach(ctx, conf.RunDir, request, func() error {
+		remembered, err := api.Remembered(conf.RunDir, conf.Name)
+		if err != nil {
+			return err
+		}
+		return forget(conf.RunDir, slices.DeleteFunc(remembered, func(a api.Attachment) bool {
+			return slices.Contains(valid, api.Attachment{ContainerID: a.ContainerID, IfName: a.IfName})
+		})...)
+	})
+}
+
+// netConf is what DEL and GC need of a configuration.
+type netConf struct {
+	Name   string          `json:"name"`
+	RunDir string          `json:"runDir"`
+	Valid  json.RawMessage `json:"cni.dev/valid-attachments"` // GC; nil if there is none
+}
+
+// parseValid reads the list of a network's attachments that are still valid. libcni writes an empty one as null when
+// the runtime has made it so, as CRI-O does for a network without pods.
+func parseValid(network string, raw json.RawMessage) ([]api.Attachment, error) {
+	const key, rule = "cni.dev/valid-attachments", `must be a list such as [{"containerID": "c1", "ifname": "eth0"}]`
+	var list []types.GCAttachment
+	if json.Unmarshal(raw, &list) != nil {
+		return nil, api.InvalidConfig(key, raw, rule)
+	}
+	valid := make([]api.Attachment, 0, len(list))
+	for i, v := range list {
+		a := api.Attachment{Network: network, ContainerID: v.ContainerID, IfName: v.IfName}
+		if err := a.Validate(); err != nil {
+			return nil, api.InvalidConfig(fmt.Sprintf("%s[%d]", key, i), v, err.Error())
+		}
+		a.Network = "" // as api.Request has them
+		valid = append(valid, a)
+	}
+	return valid, nil
+}
+
+// detach asks the daemon to detach. If there is none it takes the lock, so that none is started meanwhile, and lets
+// forget remove the state files, so that the next one does not bring the attachments back.
+func detach(ctx context.Context, runDir string, request *api.Request, forget func() error) error {
 	_, err := exchange(ctx, runDir, request)
 	if api.NotRunning(err) {
 		var unlock func()
@@ -116,23 +170,33 @@ func detach(ctx context.Context, runDir string, request *api.Request) error {
 		}
 		defer unlock()
 		if _, err = exchange(ctx, runDir, request); api.NotRunning(err) {
-			if err = os.Remove(api.StatePath(runDir, request.Attachment)); errors.Is(err, fs.ErrNotExist) {
-				return nil
-			}
+			err = forget()
 		}
 	}
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, api.ErrRunDir): // which no ADD has trusted
-		logger().Warn("nothing to detach", "attachment", request.Attachment, "error", err)
+		logger().Warn("nothing to detach", "network", request.Network, "container", request.ContainerID, "error", err)
 		return nil
 	default:
 		return tryAgain(err)
 	}
 }
 
-// status says whether an ADD would find a daemon or could start one. It starts none.
+// forget removes the state files of attachments, as far as it can.
+func forget(runDir string, attachments ...api.Attachment) error {
+	var errs []error
+	for _, a := range attachments {
+		if err := os.Remove(api.StatePath(runDir, a)); !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// status says whether an ADD would find a daemon or could start one. It starts none. Where neither is so, code 51 tells
+// of containers of the network that were left without their listener, and 50 that there are none.
 func status(args *skel.CmdArgs) error {
 	c, e := parseConfig(api.OpStatus, args)
 	if e != nil {
@@ -147,13 +211,19 @@ func status(args *skel.CmdArgs) error {
 		return unavailable(err)
 	}
 	_, err := exchange(ctx, c.runDir, &api.Request{Op: api.OpStatus})
-	if api.NotRunning(err) && c.autostart {
+	gone := api.NotRunning(err)
+	if gone && c.autostart {
 		_, err = findDaemon(args.Path)
 	}
-	if err != nil {
-		return unavailable(err)
+	if err == nil {
+		return nil
 	}
-	return nil
+	left, leftErr := api.Remembered(c.runDir, c.attachment.Network)
+	if !gone || len(left) == 0 {
+		return unavailable(errors.Join(err, leftErr))
+	}
+	return types.NewError(types.ErrLimitedConnectivity,
+		fmt.Sprintf("%v; %d attachments of network %s are without their listener", err, len(left), c.attachment.Network), remedy(err))
 }
 
 // newRequest reads the configuration and opens both network namespaces. The caller closes the request.

@@ -214,10 +214,10 @@ func TestSilentDaemon(t *testing.T) {
 	t.Cleanup(func() { close(release) })
 	var calls sync.WaitGroup
 	for verb, deadline := range map[string]time.Duration{
-		"ADD": callTimeout, "CHECK": callTimeout, "DEL": delTimeout, "STATUS": callTimeout,
+		"ADD": callTimeout, "CHECK": callTimeout, "DEL": delTimeout, "STATUS": callTimeout, "GC": callTimeout,
 	} {
 		calls.Go(func() {
-			keys := prevResult + `,"ready":{"timeout":"1ms"}`
+			keys := prevResult + `,"ready":{"timeout":"1ms"},"cni.dev/valid-attachments":[]`
 			o := invocation{verb: verb, runDir: d.runDir, keys: keys}.run(t)
 			code := types.ErrTryAgainLater
 			if verb == "STATUS" {
@@ -315,14 +315,166 @@ func TestStatus(t *testing.T) {
 	}
 }
 
-// TestGC is done by the library while the plugin has none: nothing happens, and that is no error.
-func TestGC(t *testing.T) {
+// TestStatusOfContainersLeft: 51 only where nothing can bring the listeners of this network back.
+func TestStatusOfContainersLeft(t *testing.T) {
 	t.Parallel()
-	d := startFake(t, fine)
-	o := invocation{verb: "GC", runDir: d.runDir, keys: `,"cni.dev/valid-attachments":[]`}.run(t)
-	o.wants(t, 0)
-	if o.stdout != "" || len(d.seen()) != 0 {
-		t.Errorf("standard output %q, %d requests", o.stdout, len(d.seen()))
+	runDir := tempDir(t)
+	remember(t, runDir, "other@c1@eth0.json", "lab@c1@eth0.json.tmp", "lab@c1.json", "lab")
+	invocation{verb: "STATUS", runDir: runDir}.run(t).wants(t, 50, "no program mldd", "start mldd")
+	remember(t, runDir, "lab@c1@eth0.json", "lab@c2@eth@0.json")
+	invocation{verb: "STATUS", runDir: runDir}.run(t).wants(t, 51, "no program mldd", "2 attachments of network lab", "start mldd")
+	invocation{verb: "STATUS", runDir: runDir, keys: `,"autostart":false`}.run(t).wants(t, 51, api.SocketPath(runDir), "2 attachments")
+	invocation{verb: "STATUS", runDir: runDir, program: installation(t)}.run(t).wants(t, 0)
+
+	d := startFake(t, func(*api.Request) *api.Answer { return &api.Answer{Error: types.NewError(999, "broken", "")} })
+	remember(t, d.runDir, "lab@c1@eth0.json")
+	invocation{verb: "STATUS", runDir: d.runDir}.run(t).wants(t, 50, "broken") // a daemon lives, and its listeners may
+}
+
+// remember makes state files.
+func remember(t *testing.T, runDir string, names ...string) {
+	t.Helper()
+	dir := filepath.Dir(api.StatePath(runDir, api.Attachment{}))
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// remembered returns the names of the state files.
+func remembered(t *testing.T, runDir string) []string {
+	t.Helper()
+	entries, err := os.ReadDir(filepath.Dir(api.StatePath(runDir, api.Attachment{})))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+// TestGCRequest: the daemon gets the list as it is, for this network; without a list it is not asked.
+func TestGCRequest(t *testing.T) {
+	t.Parallel()
+	lab := api.Attachment{Network: "lab"}
+	valid := func(list ...api.Attachment) *api.Request {
+		return &api.Request{V: 1, Op: "gc", Attachment: lab, Valid: list}
+	}
+	for _, tc := range []struct {
+		name, keys string
+		want       *api.Request
+	}{
+		{"two", `,"cni.dev/valid-attachments":[{"containerID":"c1","ifname":"eth0"},{"containerID":"c2","ifname":"net1","future":1}]`,
+			valid(api.Attachment{ContainerID: "c1", IfName: "eth0"}, api.Attachment{ContainerID: "c2", IfName: "net1"})},
+		{"none", `,"cni.dev/valid-attachments":[]`, valid()},
+		{"none, as libcni writes a nil list", `,"cni.dev/valid-attachments":null,"cni.dev/attachments":null`, valid()},
+		{"absent", ``, nil},
+		{"a configuration that ADD refuses", `,"groups":["fd00::1"],"novel":1,"prevResult":5,"cni.dev/valid-attachments":[]`, valid()},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			d := startFake(t, fine)
+			o := invocation{verb: "GC", runDir: d.runDir, keys: tc.keys}.run(t)
+			o.wants(t, 0)
+			if o.stdout != "" {
+				t.Errorf("standard output %q", o.stdout)
+			}
+			var want []*api.Request
+			if tc.want != nil {
+				want = []*api.Request{tc.want}
+			}
+			if diff := cmp.Diff(want, d.seen(), cmpopts.EquateEmpty()); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+// TestGCFails: a list that is not understood lets nothing go, with and without a daemon.
+func TestGCFails(t *testing.T) {
+	t.Parallel()
+	d, runDir := startFake(t, fine), tempDir(t)
+	remember(t, runDir, "lab@c1@eth0.json")
+	for list, texts := range map[string][]string{
+		`{}`:     {"cni.dev/valid-attachments: {}", "must be a list"},
+		`["c1"]`: {`cni.dev/valid-attachments: ["c1"]`, "must be a list"},
+		`[null]`: {"cni.dev/valid-attachments[0]", "container ID"},
+		`[{"containerID":"c1","ifname":"eth0"},{"containerID":"c1"}]`:      {"cni.dev/valid-attachments[1]", `"c1"`, "interface name"},
+		`[{"containerID":"../c1","ifname":"eth0"}]`:                        {"cni.dev/valid-attachments[0]", `"../c1"`, "container ID"},
+		`[{"containerID":"c1","ifname":"a/b"}]`:                            {"cni.dev/valid-attachments[0]", `"a/b"`, "interface name"},
+		`[{"containerID":"` + strings.Repeat("c", 500) + `","ifname":""}]`: {"cni.dev/valid-attachments[0]"},
+	} {
+		for _, dir := range []string{d.runDir, runDir} {
+			invocation{verb: "GC", runDir: dir, keys: `,"cni.dev/valid-attachments":` + list}.run(t).wants(t, 7, texts...)
+		}
+	}
+	if n := len(d.seen()); n != 0 {
+		t.Errorf("the daemon was asked %d times", n)
+	}
+	if names := remembered(t, runDir); len(names) != 1 {
+		t.Errorf("state files: %q", names)
+	}
+	broken := startFake(t, func(*api.Request) *api.Answer { return &api.Answer{Error: types.NewError(999, "c7: no", "")} })
+	o := invocation{verb: "GC", runDir: broken.runDir, keys: `,"cni.dev/valid-attachments":[]`}.run(t)
+	o.wants(t, 999, "c7: no")
+}
+
+// TestGCWithoutDaemonForgets: the next daemon must not bring back what is gone. None is started for that.
+func TestGCWithoutDaemonForgets(t *testing.T) {
+	t.Parallel()
+	foreign := []string{"lab", "lab2@c9@eth0.json", "lab@c9.json", "lab@c9@eth0", "lab@c9@eth0.json.tmp", "other@c9@eth0.json"}
+	gone := startFake(t, func(*api.Request) *api.Answer { return nil }) // hangs up
+	program := installation(t)
+	for _, tc := range []struct {
+		name, list string
+		want       []string
+	}{
+		{"some", `[{"containerID":"c1","ifname":"eth0"},{"containerID":"c2","ifname":"e@1"},{"containerID":"c9","ifname":"eth0"}]`,
+			[]string{"lab@c1@eth0.json", "lab@c2@e@1.json"}},
+		{"none", `[]`, nil},
+		{"null", `null`, nil},
+	} {
+		for _, runDir := range []string{runDirWithCleanup(t, ""), gone.runDir} {
+			remember(t, runDir, "lab@c1@eth0.json", "lab@c1@eth1.json", "lab@c2@eth0.json", "lab@c2@e@1.json")
+			remember(t, runDir, foreign...)
+			for range 2 {
+				invocation{verb: "GC", runDir: runDir, program: program, keys: `,"cni.dev/valid-attachments":` + tc.list}.run(t).wants(t, 0)
+			}
+			want := slices.Sorted(slices.Values(slices.Concat(foreign, tc.want)))
+			if diff := cmp.Diff(want, remembered(t, runDir)); diff != "" {
+				t.Errorf("%s: %s", tc.name, diff)
+			}
+			if births := startedDaemons(t, runDir); len(births) != 0 {
+				t.Errorf("started %+v", births)
+			}
+		}
+	}
+	for _, runDir := range []string{"/run/mld-test-none", "mld", tempDir(t)} {
+		invocation{verb: "GC", runDir: runDir, keys: `,"cni.dev/valid-attachments":[]`}.run(t).wants(t, 0)
+	}
+	if _, err := os.Stat("/run/mld-test-none"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("GC made the run directory: %v", err)
+	}
+}
+
+// TestGCGoesOn: one file that cannot be removed does not keep the others.
+func TestGCGoesOn(t *testing.T) {
+	t.Parallel()
+	runDir := tempDir(t)
+	remember(t, runDir, "lab@c1@eth0.json", "lab@c3@eth0.json")
+	stuck := api.StatePath(runDir, api.Attachment{Network: "lab", ContainerID: "c2", IfName: "eth0"})
+	if err := os.MkdirAll(filepath.Join(stuck, "x"), 0o700); err != nil { // a directory with something in it
+		t.Fatal(err)
+	}
+	o := invocation{verb: "GC", runDir: runDir, keys: `,"cni.dev/valid-attachments":[]`}.run(t)
+	o.wants(t, 11, stuck)
+	if diff := cmp.Diff([]string{"lab@c2@eth0.json"}, remembered(t, runDir)); diff != "" {
+		t.Error(diff)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 )
 
@@ -28,6 +29,27 @@ func LogPath(runDir string) string { return filepath.Join(runDir, "mldd.log") }
 // valid. The first two parts have no '@', so no two attachments share a file.
 func StatePath(runDir string, a Attachment) string {
 	return filepath.Join(runDir, "attachments", a.Network+"@"+a.ContainerID+"@"+a.IfName+".json")
+}
+
+// Remembered returns the attachments of a network that have a file at StatePath, whatever is in it.
+func Remembered(runDir, network string) ([]Attachment, error) {
+	entries, err := os.ReadDir(filepath.Dir(StatePath(runDir, Attachment{})))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("state files: %w", err)
+	}
+	var list []Attachment
+	for _, e := range entries {
+		name, isState := strings.CutSuffix(e.Name(), ".json")
+		parts := strings.SplitN(name, "@", 3) // an interface's name may have more of them
+		if !isState || len(parts) != 3 || parts[0] != network {
+			continue
+		}
+		a := Attachment{Network: network, ContainerID: parts[1], IfName: parts[2]}
+		if a.Validate() == nil {
+			list = append(list, a)
+		}
+	}
+	return list, nil
 }
 
 // ErrRunDir is wrapped by the errors of a run directory that is not to be trusted.
