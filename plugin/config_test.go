@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -169,6 +170,27 @@ func TestGroupsPerContainer(t *testing.T) {
 			}
 		}
 	}
+}
+
+// FuzzParseValid: what is accepted of a GC's list is a valid request.
+func FuzzParseValid(f *testing.F) {
+	f.Add([]byte(`[{"containerID":"c1","ifname":"eth0"},{"containerID":"c2","ifname":"e@1","network":"x"}]`))
+	f.Add([]byte(`[null,{"containerID":"../c1"},5]`))
+	f.Add([]byte(`null`))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		valid, err := parseValid("lab", raw)
+		if err != nil {
+			var e *types.Error
+			if !errors.As(err, &e) || e.Code != types.ErrInvalidNetworkConfig || valid != nil {
+				t.Fatalf("%v, %v", valid, err)
+			}
+			return
+		}
+		r := &api.Request{Op: api.OpGC, Attachment: api.Attachment{Network: "lab"}, Valid: valid}
+		if err := r.Validate(); err != nil {
+			t.Fatal(err)
+		}
+	})
 }
 
 // FuzzParseConfig: no configuration and no CNI_ARGS panic, errors are of the configuration, and CHECK takes what ADD has

@@ -28,13 +28,17 @@ const ceiling = time.Minute
 // built is the plugin as it is installed: the only program in its folder.
 var built string
 
-// TestMain builds the plugin. Under the name mldd the test binary is a daemon, so that autostart has one to start.
+// TestMain builds the plugin. Under the name mldd the test binary is a daemon, so that autostart has one to start, and
+// under the name iface it is the plugin before ours.
 func TestMain(m *testing.M) {
-	if filepath.Base(os.Args[0]) == "mldd" {
+	switch filepath.Base(os.Args[0]) {
+	case "mldd":
 		fakeDaemonMain()
-		return
+	case "iface":
+		fakeInterfaceMain()
+	default:
+		os.Exit(run(m))
 	}
-	os.Exit(run(m))
 }
 
 func run(m *testing.M) int {

@@ -561,6 +561,35 @@ func TestAttachmentValidate(t *testing.T) {
 	}
 }
 
+// TestRemembered: what StatePath has named is found again, and nothing else.
+func TestRemembered(t *testing.T) {
+	runDir := t.TempDir()
+	if got, err := Remembered(runDir, "lab"); err != nil || len(got) != 0 {
+		t.Errorf("without a directory: %v, %v", got, err)
+	}
+	want := []Attachment{{"lab", "0f.A-_", "veth@1"}, {"lab", "c1", "@"}, {"lab", "c1", "e.json"}}
+	paths := []string{}
+	for _, a := range append(want, Attachment{"lab2", "c1", "eth0"}, Attachment{"la", "c1", "eth0"}) {
+		paths = append(paths, StatePath(runDir, a))
+	}
+	dir := filepath.Dir(paths[0])
+	for _, name := range []string{"lab", "lab@c1@eth0", "lab@c1.json", "lab@c1@.json", "lab@@eth0.json", "lab@c1@eth0.json.tmp", "lab@c1@e 0.json"} {
+		paths = append(paths, filepath.Join(dir, name))
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range paths {
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := Remembered(runDir, "lab")
+	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+		t.Error(diff, err)
+	}
+}
+
 // FuzzDecodeRequest: no line panics, and what is accepted is valid and survives the wire.
 func FuzzDecodeRequest(f *testing.F) {
 	f.Add([]byte(`{"v":1,"op":"status"}`), 0)
