@@ -172,7 +172,12 @@ type fakeDaemon struct {
 
 func startFake(t testing.TB, answer func(*api.Request) *api.Answer) *fakeDaemon {
 	t.Helper()
-	d := &fakeDaemon{runDir: tempDir(t), answer: answer}
+	return startFakeIn(t, tempDir(t), answer)
+}
+
+func startFakeIn(t testing.TB, runDir string, answer func(*api.Request) *api.Answer) *fakeDaemon {
+	t.Helper()
+	d := &fakeDaemon{runDir: runDir, answer: answer}
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: api.SocketPath(d.runDir), Net: "unix"})
 	if err != nil {
 		t.Fatal(err)

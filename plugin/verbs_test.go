@@ -15,6 +15,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"golang.org/x/sys/unix"
 
 	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
 )
@@ -193,6 +194,17 @@ func TestDaemonErrorsKeepTheirCode(t *testing.T) {
 	invocation{verb: "STATUS", runDir: d.runDir}.run(t).wants(t, 50, "eth0: not Ethernet")
 }
 
+// TestUnheardIsSuccessAndALine: CNI_ARGS counts only where nothing else names a group, and that is said.
+func TestUnheardIsSuccessAndALine(t *testing.T) {
+	t.Parallel()
+	d := startFake(t, fine)
+	o := invocation{verb: "ADD", runDir: d.runDir, args: "MLD_GROUPS=ff05::2", keys: `,"groups":["ff05::1"]` + prevResult}.run(t)
+	o.wants(t, 0)
+	if !strings.Contains(o.stderr, "MLD_GROUPS") || !strings.Contains(o.stderr, "lab/c1/eth0") {
+		t.Errorf("standard error %q", o.stderr)
+	}
+}
+
 func TestDegradedIsSuccessAndALine(t *testing.T) {
 	t.Parallel()
 	d := startFake(t, func(*api.Request) *api.Answer { return &api.Answer{Degraded: "bridge cni0 has no entry"} })
@@ -289,6 +301,17 @@ func TestDelWithoutDaemonForgets(t *testing.T) {
 	}
 	if _, err := os.Stat(paths[1]); err != nil {
 		t.Errorf("another's state file is gone: %v", err)
+	}
+}
+
+func TestCheckNeedsTheResult(t *testing.T) {
+	t.Parallel()
+	d := startFake(t, fine)
+	for _, keys := range []string{``, `,"prevResult":null`} {
+		invocation{verb: "CHECK", runDir: d.runDir, keys: keys}.run(t).wants(t, 7, "prevResult")
+	}
+	if n := len(d.seen()); n != 0 {
+		t.Errorf("the daemon was asked %d times", n)
 	}
 }
 
@@ -460,6 +483,56 @@ func TestGCWithoutDaemonForgets(t *testing.T) {
 	if _, err := os.Stat("/run/mld-test-none"); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("GC made the run directory: %v", err)
 	}
+}
+
+// TestDaemonOfTheMeantime: whoever waited for the lock asks again, for the file may be a daemon's by now.
+func TestDaemonOfTheMeantime(t *testing.T) {
+	t.Parallel()
+	for _, verb := range []string{"DEL", "GC"} {
+		runDir := tempDir(t)
+		remember(t, runDir, "lab@c1@eth0.json")
+		holder, err := os.OpenFile(api.LockPath(runDir), os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer holder.Close()
+		if err := unix.Flock(int(holder.Fd()), unix.LOCK_EX); err != nil {
+			t.Fatal(err)
+		}
+		opened := watchOpen(t, api.LockPath(runDir))
+		ended := make(chan outcome)
+		go func() {
+			ended <- invocation{verb: verb, runDir: runDir, keys: `,"cni.dev/valid-attachments":[]`}.run(t)
+		}()
+		opened.SetReadDeadline(time.Now().Add(ceiling))
+		if _, err := opened.Read(make([]byte, 4096)); err != nil { // it has found no daemon
+			t.Fatal(err)
+		}
+		d := startFakeIn(t, runDir, fine)
+		holder.Close()
+		(<-ended).wants(t, 0)
+		if n := len(d.seen()); n != 1 {
+			t.Errorf("%s: the daemon was asked %d times", verb, n)
+		}
+		if names := remembered(t, runDir); len(names) != 1 {
+			t.Errorf("%s: the daemon's state files are %q", verb, names)
+		}
+	}
+}
+
+// watchOpen returns a file that can be read once path is opened.
+func watchOpen(t *testing.T, path string) *os.File {
+	t.Helper()
+	fd, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "inotify")
+	t.Cleanup(func() { f.Close() })
+	if _, err := unix.InotifyAddWatch(fd, path, unix.IN_OPEN); err != nil {
+		t.Fatal(err)
+	}
+	return f
 }
 
 // TestGCGoesOn: one file that cannot be removed does not keep the others.
