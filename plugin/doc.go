@@ -12,6 +12,7 @@
 //	ADD      the interface gets a listener; the previous plugin's result is passed on as it came
 //	DEL      the listener ends; it is no error if anything that it needs is gone
 //	CHECK    the listener works
+//	GC       the listeners of containers that the runtime no longer knows end
 //	STATUS   an ADD would find a daemon, or could start one
 //	VERSION  what the library answers
 //
@@ -20,6 +21,9 @@
 // and starts mldd at the first ADD when nothing listens (autostart.go). It never enters a namespace, and it holds no
 // state. What it links is kept small by a test.
 //
-// A key of the configuration that is unknown, or known and not built yet, is an error and never ignored: a listener
-// that silently does something else than the configuration says is worse than none.
+// A container's groups are the network's and its own, from four places that runtimes fill (asked); package api puts them
+// together and holds the container to what its network allows.
+//
+// A key of the configuration that is unknown is an error and never ignored: a listener that silently does something else
+// than the configuration says is worse than none.
 package main
