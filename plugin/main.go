@@ -1,19 +1,16 @@
 package main
 
 import (
-	"runtime/debug"
-
 	"github.com/containernetworking/cni/pkg/skel"
-	"github.com/containernetworking/cni/pkg/version"
+	cniversion "github.com/containernetworking/cni/pkg/version"
 )
 
+// version is set by the linker.
+var version = "devel"
+
 func main() {
-	about := "CNI plugin mld"
-	if info, ok := debug.ReadBuildInfo(); ok {
-		about += " " + info.Main.Version
-	}
 	skel.PluginMainFuncs(
 		skel.CNIFuncs{Add: add, Del: del, Check: check, GC: gc, Status: status},
-		version.PluginSupports("0.3.1", "0.4.0", "1.0.0", "1.1.0"),
-		about)
+		cniversion.PluginSupports("0.3.1", "0.4.0", "1.0.0", "1.1.0"),
+		"CNI plugin mld "+version)
 }

@@ -87,6 +87,17 @@ func TestVersionTouchesNothing(t *testing.T) {
 	}
 }
 
+// TestByHand: without a verb the program says what it is.
+func TestByHand(t *testing.T) {
+	t.Parallel()
+	cmd := exec.CommandContext(t.Context(), built)
+	cmd.Env = []string{"PATH=/usr/bin"}
+	out, err := cmd.CombinedOutput()
+	if want := "CNI plugin mld devel\nCNI protocol versions supported: 0.3.1, 0.4.0, 1.0.0, 1.1.0\n"; err != nil || string(out) != want {
+		t.Errorf("%q, %v, want %q", out, err, want)
+	}
+}
+
 // TestRuntimes has what real runtimes were seen to do to a plugin of a chain.
 func TestRuntimes(t *testing.T) {
 	t.Parallel()
