@@ -126,7 +126,7 @@ func asked(keys map[string]json.RawMessage, annotation, cniArgs string) (places,
 		places = append(places, api.Asked{Place: "args.cni.mldGroups", Groups: raw})
 	}
 	for arg := range strings.SplitSeq(cniArgs, ";") {
-		if key, value, _ := strings.Cut(arg, "="); key == "MLD_GROUPS" {
+		if key, value, _ := strings.Cut(arg, "="); key == "MLD_GROUPS" && value != "" {
 			raw, _ := json.Marshal(value) // a string always can be
 			last = append(last, api.Asked{Place: "CNI_ARGS MLD_GROUPS", Groups: raw})
 		}

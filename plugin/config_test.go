@@ -143,6 +143,7 @@ func TestGroupsPerContainer(t *testing.T) {
 		{network + `,"runtimeConfig":{` + capability + `,` + pod + `}` + multus, nomad, "[ff05::1 ff05::2 ff05::3 ff05::4 ff05::5]", true},
 		{network, nomad, "[ff05::1]", true},
 		{network, "MLD_GROUPS=nonsense", "[ff05::1]", true},
+		{network, "MLD_GROUPS=;MLD_GROUPS", "[ff05::1]", false},
 		{`,"runtimeConfig":{` + capability + `}`, nomad, "[ff05::2]", true},
 		{`,"runtimeConfig":{` + pod + `}`, nomad, "[ff05::3 ff05::4]", true},
 		{multus, nomad, "[ff05::5]", true},
