@@ -63,6 +63,7 @@ type Config struct {
 	Listener      listener.Config
 	KernelReports KernelReports
 	Logger        *slog.Logger // nil: nothing is logged
+	Observe       func(Event)  // nil: nobody is told what happens; see [Event]
 }
 
 // wire is what the agent needs of a link.
@@ -96,6 +97,7 @@ type Agent struct {
 
 	// What follows belongs to the owner goroutine.
 	log         *slog.Logger
+	observe     func(Event)
 	accept      mld.Accept
 	listener    *listener.Listener
 	wire        wire
@@ -110,6 +112,8 @@ type Agent struct {
 	leaving     <-chan time.Time // after Stop: when to end; else nil
 	quit        bool
 	warnings    struct{ source, version warning }
+	querier     Querier
+	version     mld.Version // as it was when it was looked at last
 }
 
 type heard struct {
@@ -147,6 +151,9 @@ func start(cfg Config, w wire) (*Agent, error) {
 	mirror, err := kernel.OpenMirror(cfg.Netns, cfg.Index, mute)
 	if err != nil {
 		return nil, errors.Join(err, closeMute(mute))
+	}
+	if cfg.Observe != nil {
+		mirror.OnReport(func(p mld.Packet) { cfg.Observe(Event{Kind: EventMuted, Heard: p}) })
 	}
 	a, err := newAgent(cfg, w, mirror, mute)
 	if err == nil {
@@ -196,7 +203,9 @@ func newAgent(cfg Config, w wire, mirror memberships, mute *kernel.Mute) (*Agent
 		stopping: make(chan struct{}),
 		done:     make(chan struct{}),
 		log:      cfg.Logger,
+		observe:  cfg.Observe,
 		listener: l,
+		version:  l.Version(),
 		wire:     w,
 		mirror:   mirror,
 		mute:     mute,
@@ -218,7 +227,7 @@ func (a *Agent) begin(state link.State) error {
 		return err
 	}
 	a.setLink(time.Now(), state)
-	a.voice.kernelChanged(time.Now(), standing)
+	a.kernelChanged(time.Now(), standing)
 	a.readers.Go(a.readPackets)
 	a.readers.Go(a.watchLink)
 	a.readers.Go(a.followKernel)
@@ -248,7 +257,7 @@ func (a *Agent) own() {
 			a.setLink(time.Now(), s)
 		case changes := <-a.changes:
 			if a.leaving == nil {
-				a.voice.kernelChanged(time.Now(), changes)
+				a.kernelChanged(time.Now(), changes)
 			}
 		case call := <-a.calls:
 			call()
@@ -262,6 +271,7 @@ func (a *Agent) own() {
 			}
 			a.quit = true
 		}
+		a.noteVersion()
 	}
 	a.end()
 }
@@ -270,9 +280,11 @@ func (a *Agent) own() {
 func (a *Agent) drain() (more bool) {
 	n := 0
 	for p := range a.listener.Outgoing() {
+		a.notice(Event{Kind: EventSent, Sent: p}) // before anybody can act upon it
 		err := a.wire.WritePacket(p.Bytes)
 		a.voice.sent(p, err)
 		if err != nil {
+			a.notice(Event{Kind: EventNotSent, Sent: p, Err: err})
 			// The protocol is made for lost packets: a repeat or the next query makes up for it.
 			a.sendErrs, a.lastSendErr = a.sendErrs+1, err
 			a.log.Debug("packet not sent", "addr", p.Addr, "cause", p.Cause, "err", err)
@@ -302,9 +314,17 @@ func (a *Agent) receive(h heard) {
 	if h.unicast && p.Message.Type == mld.TypeReport {
 		return // B25: a bridge's unicast copy of a Report is not heard by the others, and must not silence us
 	}
-	before := a.listener.Counters().SourceSpecificQueriesV1
+	if p.Message.Type == mld.TypeQuery {
+		a.querier = Querier{Addr: p.Src, Version: p.Message.Version, Heard: now}
+		a.notice(Event{Kind: EventHeard, Heard: p})
+	}
+	before := a.listener.Counters()
 	a.listener.Receive(now, p.Src, p.Message)
-	if a.listener.Counters().SourceSpecificQueriesV1 > before && a.warnings.version.due(now) { // V2-59, V2-79
+	after := a.listener.Counters()
+	if after.Suppressed > before.Suppressed {
+		a.notice(Event{Kind: EventSuppressed, Addr: p.Message.MulticastAddress, Heard: p})
+	}
+	if after.SourceSpecificQueriesV1 > before.SourceSpecificQueriesV1 && a.warnings.version.due(now) { // V2-59, V2-79
 		a.log.Warn("MLDv1 query concerns a source-specific address: the querier should speak MLDv2", "querier", p.Src)
 	}
 }
@@ -326,6 +346,7 @@ func (w *warning) due(now time.Time) bool {
 }
 
 func (a *Agent) setLink(now time.Time, s link.State) {
+	a.notice(Event{Kind: EventLink, Link: s, Before: a.link})
 	a.link = s
 	const ethernetLen = 14
 	a.frame.Store(int64(s.MTU) + ethernetLen)
@@ -353,6 +374,7 @@ func (a *Agent) end() {
 		}
 	}
 	a.readers.Wait()
+	a.notice(Event{Kind: EventEnded, Err: a.err})
 	close(a.done)
 }
 

@@ -57,6 +57,7 @@ type setup struct {
 	standing []kernel.Change
 	keep     bool // the kernel's reports are kept
 	auto     bool // the listener follows the querier's version; else it speaks MLDv1
+	observe  func(Event)
 }
 
 // run runs a test with an agent, and ends it. The bubble fails the test if a goroutine is left.
@@ -72,7 +73,7 @@ func (s setup) run(t *testing.T, test func(r *rig)) {
 		r := &rig{T: t, segment: linktest.NewSegment(), kernel: linktest.NewMemberships(s.standing...)}
 		r.port = linktest.Plug(r.segment, "agent", s.link)
 		r.router = r.segment.Querier(router)
-		r.agent = r.start(r.port, r.kernel, s.listener, s.keep)
+		r.agent = r.start(r.port, r.kernel, Config{Listener: s.listener, Observe: s.observe}, s.keep)
 		test(r)
 		r.agent.Close()
 		r.ended(r.agent)
@@ -82,9 +83,9 @@ func (s setup) run(t *testing.T, test func(r *rig)) {
 	})
 }
 
-func (r *rig) start(w wire, m memberships, cfg listener.Config, keep bool) *Agent {
+func (r *rig) start(w wire, m memberships, cfg Config, keep bool) *Agent {
 	r.Helper()
-	a, err := newAgent(Config{Listener: cfg}, w, m, nil)
+	a, err := newAgent(cfg, w, m, nil)
 	if err != nil {
 		r.Fatal(err)
 	}
@@ -355,7 +356,7 @@ func TestV1_18_TwoAgents(t *testing.T) {
 		state := ready
 		state.Source = peer
 		second := r.start(linktest.Plug(r.segment, "second", state), linktest.NewMemberships(joined(addrs...)...),
-			listener.Config{Version: mld.Version1}, false)
+			Config{Listener: listener.Config{Version: mld.Version1}}, false)
 		r.settle()
 		r.router.Ask(netip.Addr{}, 10*time.Second)
 		r.pass(10 * time.Second)
@@ -899,7 +900,7 @@ func TestReaderFails(t *testing.T) {
 			r.agent.Close()
 			r.ended(r.agent)
 			port := linktest.Plug(r.segment, "deaf", ready)
-			r.agent = r.start(deaf{port, broken}, linktest.NewMemberships[kernel.Change](), listener.Config{}, false)
+			r.agent = r.start(deaf{port, broken}, linktest.NewMemberships[kernel.Change](), Config{}, false)
 		},
 	} {
 		t.Run(what, func(t *testing.T) {

@@ -547,3 +547,44 @@ func BenchmarkIdleAgents(b *testing.B) {
 		b.ReportMetric(descriptors, "descriptors/agent")
 	}
 }
+
+// An observer is told of an application's join, of our Report of it, and of the kernel's, which is dropped.
+func TestObserveKernel(t *testing.T) {
+	t.Parallel()
+	e, _ := pod(t)
+	e.LinkLocal()
+	seen := make(chan string, 1024)
+	cfg := config2(e)
+	cfg.Observe = func(e agent.Event) {
+		switch {
+		case e.Kind == agent.EventJoined && e.Addr == group:
+			seen <- "joined"
+		case e.Kind == agent.EventSent && e.Sent.Addr == group:
+			seen <- fmt.Sprint("sent ", e.Sent.Cause)
+		case e.Kind == agent.EventMuted:
+			for r := range e.Heard.Message.Records.All() {
+				if r.MulticastAddress == group {
+					seen <- fmt.Sprint("muted ", r.Type)
+				}
+			}
+		}
+	}
+	start(t, cfg)
+	e.Join(group)
+	want := map[string]bool{"joined": true, "sent changed": true, "muted TO_EX": true}
+	var first string
+	for deadline := time.After(patience); len(want) > 0; {
+		select {
+		case s := <-seen:
+			if first == "" {
+				first = s
+			}
+			delete(want, s)
+		case <-deadline:
+			t.Fatalf("not told: %v", want)
+		}
+	}
+	if first != "joined" && first != "muted TO_EX" { // which has no order among the others
+		t.Errorf("told of %q first", first)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/seed-aaab8e3a/cni-mld/mld"
 	"github.com/seed-aaab8e3a/cni-mld/mld/link"
@@ -17,9 +18,19 @@ type State struct {
 	KernelReports KernelReports      // Mute or Keep: what was found possible
 	Muted         uint64             // reports of the kernel that were dropped
 	Addresses     []listener.Address // sorted
+	Version       mld.Version        // that is spoken now
+	Robustness    int                // in force
+	Querier       Querier
 	Counters      listener.Counters
 	Rejected      [mld.NumReasons]uint64 // packets heard and not accepted, by mld.Reason
 	SendErrors    uint64                 // packets that the interface did not take
+}
+
+// A Querier is who asked last, for whatever addresses. The zero Querier means that nobody has asked yet.
+type Querier struct {
+	Addr    netip.Addr
+	Version mld.Version // of its Query
+	Heard   time.Time
 }
 
 // State returns the state. It fails only if the agent or ctx has ended.
@@ -32,6 +43,9 @@ func (a *Agent) State(ctx context.Context) (State, error) {
 			Addresses: slices.SortedFunc(a.listener.Snapshot(), func(x, y listener.Address) int {
 				return x.Addr.Compare(y.Addr)
 			}),
+			Version:    a.listener.Version(),
+			Robustness: a.listener.Robustness(),
+			Querier:    a.querier,
 			Counters:   a.listener.Counters(),
 			Rejected:   a.rejected,
 			SendErrors: a.sendErrs,
@@ -80,20 +94,11 @@ func (a *Agent) explain(cause error, addrs []netip.Addr) error {
 		if len(missing) == 0 {
 			return // in the meantime
 		}
-		why := "the listener does not hold it"
-		switch {
-		case !a.link.IPv6:
-			why = fmt.Sprintf("IPv6 is off, see sysctl net.ipv6.conf.%s.disable_ipv6", a.link.Name)
-		case !a.link.Up:
-			why = "the link is down"
-		case !a.link.Source.IsValid():
-			why = "there is no valid link-local address yet, see ip -6 addr show dev " + a.link.Name
-		case slices.ContainsFunc(missing, a.voice.refuses):
-			why = fmt.Sprintf("the interface refused %d packets, the last one because of: %v", a.sendErrs, a.lastSendErr)
-		case slices.ContainsFunc(missing, a.voice.holds):
-			why = "a Report of it is still to come" // K76
+		why := NotHeld
+		for _, addr := range missing {
+			why = min(why, a.unreportedBecause(addr))
 		}
-		err = fmt.Errorf("interface %s: %v not reported: %s: %w", a.link.Name, missing, why, cause)
+		err = fmt.Errorf("interface %s: %v not reported: %s: %w", a.link.Name, missing, a.words(why), cause)
 	}); doErr != nil {
 		return doErr
 	}

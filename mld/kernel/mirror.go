@@ -91,6 +91,8 @@ type Mirror struct {
 	failure  error        // of reading
 	deadline time.Time    // of waiting, as set last
 
+	onReport func(mld.Packet) // may be nil
+
 	told  bool      // Next has returned once
 	stale bool      // the whole list must be read
 	due   time.Time // without events: when to read it
@@ -206,6 +208,10 @@ func (m *Mirror) openPoll() error {
 
 // Events tells whether changes come as exact events, and not as hints or by reading the list now and then.
 func (m *Mirror) Events() bool { return m.events }
+
+// OnReport has f called with each muted report that Next reads from the log of a mute that was made for hints or
+// sources. The packet is f's until it returns. To be called before Next.
+func (m *Mirror) OnReport(f func(p mld.Packet)) { m.onReport = f }
 
 // Next waits for changes and returns them, each address once, in the order of their first change. The first call
 // returns at once, with the memberships that stand, perhaps none. (While programs leave without a pause, a few of a
@@ -482,6 +488,9 @@ func (m *Mirror) report(packet []byte) {
 	p, err := mld.Parse(packet, mld.AcceptUnspecified)
 	last := m.last
 	m.last = listRecord{}
+	if err == nil && m.onReport != nil {
+		m.onReport(p)
+	}
 	switch {
 	case err != nil:
 		m.soon()

@@ -1,9 +1,13 @@
 package listener
 
 import (
+	"cmp"
 	"iter"
 	"net/netip"
+	"slices"
 	"time"
+
+	"github.com/seed-aaab8e3a/cni-mld/mld"
 )
 
 // State is the state of an address (RFC 2710 section 5). An address without a state is in Non-Listener. In MLDv2 a
@@ -45,6 +49,37 @@ func (l *Listener) Address(a netip.Addr) (Address, bool) {
 	return l.describe(slot), true
 }
 
+// A Subscription is what one subscriber wants of an address.
+type Subscription struct {
+	ID     SubscriberID
+	Filter Filter // the sources are sorted
+}
+
+// Subscriptions tells who listens to an address, in the order of their IDs.
+func (l *Listener) Subscriptions(a netip.Addr) []Subscription {
+	slot, ok := l.find(a.As16())
+	if !ok || !l.addresses.at(slot).has(listening) {
+		return nil
+	}
+	list := []Subscription{{ID: l.addresses.at(slot).first, Filter: AnySource}}
+	for _, id := range l.addresses.others[slot] {
+		list = append(list, Subscription{ID: id, Filter: AnySource})
+	}
+	slices.SortFunc(list, func(x, y Subscription) int { return cmp.Compare(x.ID, y.ID) })
+	m := l.addresses.more(slot)
+	if m == nil {
+		return list
+	}
+	for _, f := range m.filters {
+		i, _ := slices.BinarySearchFunc(list, f.id, func(s Subscription, id SubscriberID) int { return cmp.Compare(s.ID, id) })
+		list[i].Filter = Filter{Mode: f.mode}
+		for _, s := range f.sources {
+			list[i].Filter.Sources = append(list[i].Filter.Sources, netip.AddrFrom16(s))
+		}
+	}
+	return list
+}
+
 // Snapshot yields every address that is listened to, in no particular order. The listener must not be changed
 // meanwhile.
 func (l *Listener) Snapshot() iter.Seq[Address] {
@@ -80,6 +115,14 @@ func (l *Listener) describe(slot uint32) Address {
 // Source is the address that the listener sends from: "::" while there is no valid link-local address, the zero
 // Addr while it cannot send.
 func (l *Listener) Source() netip.Addr { return l.source }
+
+// Robustness is the Robustness Variable in force: in MLDv2 the querier's if it has told one (V2-13).
+func (l *Listener) Robustness() int {
+	if l.version == mld.Version1 {
+		return l.cfg.Robustness
+	}
+	return int(l.robustness)
+}
 
 // Counters counts what a listener has done since it was made.
 type Counters struct {
