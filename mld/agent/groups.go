@@ -7,7 +7,6 @@ import (
 	"slices"
 
 	"github.com/seed-aaab8e3a/cni-mld/mld"
-	"github.com/seed-aaab8e3a/cni-mld/mld/link"
 	"github.com/seed-aaab8e3a/cni-mld/mld/listener"
 )
 
@@ -109,10 +108,4 @@ func (a *Agent) words(why Unreported) string {
 		return "a Report of it is still to come"
 	}
 	return "the listener does not hold it"
-}
-
-// Link returns the state of the interface. It fails only if the agent or ctx has ended.
-func (a *Agent) Link(ctx context.Context) (s link.State, err error) {
-	err = a.do(ctx, func() { s = a.link })
-	return s, err
 }

@@ -66,10 +66,11 @@ func (a *attachment) port(ctx context.Context, host *netns.Namespace) (*bridge.P
 	if err != nil {
 		return nil, err
 	}
-	if err := host.Do(func() error { return isPeer(s.Link.Peer, s.Link.Index) }); err != nil {
+	port, err := findPort(host, s.Link.Peer, s.Link.Index)
+	if err != nil {
 		return nil, fmt.Errorf("interface %s: %w", s.Link.Name, err)
 	}
-	return bridge.FindPort(host, s.Link.Peer)
+	return port, nil
 }
 
 // isPeer makes sure that the link with index peer in this namespace is the other end of the container's veth: the
