@@ -36,7 +36,7 @@ func textOf(e Event) string {
 	case EventLink:
 		text += fmt.Sprint(" ", e.Before.Up, " to ", e.Link.Up)
 	case EventEnded:
-		text += fmt.Sprint(" ", e.Err)
+		text += fmt.Sprint(", gone: ", errors.Is(e.Err, link.ErrGone)) // whichever reader was first
 	}
 	return text
 }
@@ -81,7 +81,7 @@ func TestObserve(t *testing.T) {
 		want("down", "link true to false", "left ff05::4321")
 		r.port.End(link.ErrGone)
 		r.ended(r.agent)
-		if diff := cmp.Diff([]string{"ended " + link.ErrGone.Error()}, seen); diff != "" {
+		if diff := cmp.Diff([]string{"ended, gone: true"}, seen); diff != "" {
 			r.Errorf("gone (-want +got):\n%s", diff)
 		}
 	})

@@ -51,6 +51,9 @@ type Port struct {
 	conn *netlink.Conn // for requests; each Wait has a socket of its own for events
 }
 
+// Netns returns the namespace that the bridge is in, which stays its owner's.
+func (p *Port) Netns() *netns.Namespace { return p.ns }
+
 // State is what a bridge says about itself and one of its ports at a moment.
 type State struct {
 	// Snooping says that the bridge keeps an MDB. A bridge whose MDB overflows turns it off by itself (B19).

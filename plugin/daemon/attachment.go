@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/containernetworking/cni/pkg/types"
 
@@ -26,6 +27,7 @@ type attachment struct {
 	joins    *kernel.Joins           // of the groups with delivery
 	told     map[netip.Addr]struct{} // what the agent itself was asked to listen to
 	degraded string                  // why it is not known to be ready
+	shown    atomic.Pointer[view]    // what streams show of it; nil before it stands
 }
 
 // lookup returns the attachment of a key, or nil.
@@ -114,10 +116,13 @@ func (d *Daemon) attach(ctx context.Context, t *target, r *api.Request, old *att
 		a.iface, a.joins = i, kernel.NewJoins(i.netns, i.id.index)
 		clear(a.told)
 	}
+	d.declare(a, a.settings, r.Settings)
 	if err := a.apply(ctx, r.Settings); err != nil {
+		d.declare(a, r.Settings, a.settings)
 		d.detach(a)
 		return nil, err
 	}
+	d.show(a, t.path)
 	return a, nil
 }
 
@@ -304,8 +309,12 @@ func (d *Daemon) detach(a *attachment) {
 	delete(d.attachments, a.key)
 	a.iface.attachments--
 	last := a.iface.attachments == 0
+	if !last { // what the last one leaves is told in its name
+		a.iface.dropLabel(a.key)
+	}
 	d.countChanged()
 	d.mu.Unlock()
+	d.declare(a, a.settings, &api.Settings{})
 
 	log := d.log.With("network", a.key.Network, "container", a.key.ContainerID, "ifname", a.key.IfName)
 	if last {

@@ -63,6 +63,8 @@ type Daemon struct {
 	mu          sync.Mutex // of what follows; held for moments only
 	attachments map[api.Attachment]*attachment
 	interfaces  map[interfaceID]*iface
+
+	watchers watchers
 }
 
 // New takes the run directory and opens the socket, so that clients can connect; [Daemon.Serve] answers them. An

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -31,6 +32,8 @@ type iface struct {
 	netns *netns.Namespace
 	voice voice
 	agent *agent.Agent
+	shown atomic.Pointer[label]      // how it is called in streams
+	link  atomic.Pointer[link.State] // as the agent saw it last
 
 	// Guarded by Daemon.mu.
 	attachments int
@@ -114,6 +117,8 @@ func (i *iface) alive() bool {
 
 // start puts an agent to work on the interface.
 func (d *Daemon) start(t *target, v voice) (*iface, error) {
+	i := &iface{id: t.id, name: t.name, netns: t.netns, voice: v}
+	i.shown.Store(&label{netns: t.path, attachments: []api.Attachment{t.key}})
 	a, err := agent.Start(agent.Config{
 		Netns: t.netns,
 		Index: t.id.index,
@@ -126,11 +131,12 @@ func (d *Daemon) start(t *target, v voice) (*iface, error) {
 		},
 		KernelReports: kernelReports[v.kernelReports],
 		Logger:        d.log.With("netns", t.id.netns, "ifname", t.name),
+		Observe:       func(e agent.Event) { d.observe(i, e) },
 	})
 	if err != nil {
 		return nil, startError(t.name, err)
 	}
-	i := &iface{id: t.id, name: t.name, netns: t.netns, voice: v, agent: a}
+	i.agent = a
 	t.netns = nil // the interface's now
 	d.mu.Lock()
 	d.interfaces[i.id] = i

@@ -75,6 +75,14 @@ func (d *Daemon) serve(ctx context.Context, conn *net.UnixConn) error {
 		if err != nil && !errors.As(err, &fault) {
 			return err
 		}
+		if fault == nil && api.Streams(r.Op) {
+			err := d.stream(ctx, conn, r)
+			r.Close()
+			if err != nil {
+				return err
+			}
+			continue
+		}
 		answer := &api.Answer{Error: fault}
 		if fault == nil {
 			answer = d.handle(ctx, r)

@@ -13,6 +13,8 @@ import (
 
 // A target is what a request points at: an interface in a container's namespace, seen from the host's.
 type target struct {
+	key   api.Attachment
+	path  string // of netns: a label
 	name  string
 	id    interfaceID
 	netns *netns.Namespace // nil once an iface has taken it over
@@ -21,7 +23,7 @@ type target struct {
 
 // target opens what a request points at and takes over its descriptors.
 func (d *Daemon) target(r *api.Request) (*target, error) {
-	t := &target{name: r.IfName}
+	t := &target{key: r.Attachment, path: r.NetnsPath, name: r.IfName}
 	if err := t.open(r, d.home.Cookie()); err != nil {
 		return nil, errors.Join(err, t.close())
 	}
