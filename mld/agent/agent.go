@@ -159,7 +159,7 @@ func Start(cfg Config) (*Agent, error) {
 }
 
 func start(cfg Config, w wire) (*Agent, error) {
-	state, err := w.State()
+	state, err := w.Watch()
 	if err != nil {
 		return nil, err
 	}
