@@ -10,6 +10,8 @@ import (
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/seed-aaab8e3a/cni-mld/mld/netns"
 )
 
 // State is what a listener must know about an interface.
@@ -85,7 +87,7 @@ func (l *Link) read() (s State, changed bool, err error) {
 		return State{}, false, fmt.Errorf("interface %d: open route socket: %w", l.index, err)
 	}
 	defer r.close()
-	s, err = readLink(r, l.index)
+	s, err = readLink(r, l.index, "")
 	if err == nil {
 		s.Source, err = readSource(r, l.index)
 	}
@@ -101,12 +103,32 @@ func (l *Link) read() (s State, changed bool, err error) {
 	return s, changed, nil
 }
 
-// readLink asks for everything in State but the address.
-func readLink(r *routeSocket, index int) (s State, err error) {
+// Index returns the index of the interface with a name. The error wraps [ErrGone] if there is none.
+func Index(ns *netns.Namespace, name string) (int, error) {
+	r, err := dialRoute(ns)
+	if err != nil {
+		return 0, fmt.Errorf("interface %s: open route socket: %w", name, err)
+	}
+	defer r.close()
+	s, err := readLink(r, 0, name)
+	if errors.Is(err, unix.ENODEV) {
+		err = ErrGone
+	}
+	if err != nil {
+		return 0, fmt.Errorf("interface %s: %w", name, err)
+	}
+	return s.Index, nil
+}
+
+// readLink asks for everything in State but the address, of an interface by its index or, if that is 0, by its name.
+func readLink(r *routeSocket, index int, name string) (s State, err error) {
 	req := make([]byte, unix.SizeofIfInfomsg)
 	binary.NativeEndian.PutUint32(req[4:], uint32(index))
 	e := netlink.NewAttributeEncoder()
 	e.Uint32(unix.IFLA_EXT_MASK, filterSkipStats)
+	if index == 0 {
+		e.String(unix.IFLA_IFNAME, name)
+	}
 	attrs, err := e.Encode()
 	if err != nil {
 		return State{}, err
