@@ -106,7 +106,7 @@ type Agent struct {
 	failures chan error // of a reader: the end of the agent
 	stopping chan struct{}
 	readers  sync.WaitGroup
-	frame    atomic.Int64 // the longest frame of the link, in octets
+	seen     atomic.Pointer[link.State] // the last one
 	done     chan struct{}
 	err      error // why it ended; valid after done
 
@@ -159,7 +159,7 @@ func Start(cfg Config) (*Agent, error) {
 }
 
 func start(cfg Config, w wire) (*Agent, error) {
-	state, err := w.State()
+	state, err := w.Watch()
 	if err != nil {
 		return nil, err
 	}
@@ -400,8 +400,7 @@ func (w *warning) due(now time.Time) bool {
 func (a *Agent) setLink(now time.Time, s link.State) {
 	a.notice(Event{Kind: EventLink, Link: s, Before: a.link})
 	a.link = s
-	const ethernetLen = 14
-	a.frame.Store(int64(s.MTU) + ethernetLen)
+	a.seen.Store(&s)
 	a.listener.SetMTU(s.MTU)
 	switch {
 	case !s.Up || !s.IPv6:
@@ -431,10 +430,11 @@ func (a *Agent) end() {
 }
 
 func (a *Agent) readPackets() {
+	const ethernetLen = 14
 	var buf []byte
 	for {
 		// A reader that waits already when the MTU grows may cut off one packet, which is then rejected.
-		if n := max(minBuffer, int(a.frame.Load())); len(buf) < n {
+		if n := max(minBuffer, a.Link().MTU+ethernetLen); len(buf) < n {
 			buf = make([]byte, n)
 		}
 		packet, unicast, err := a.wire.ReadPacket(buf)

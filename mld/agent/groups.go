@@ -110,9 +110,3 @@ func (a *Agent) words(why Unreported) string {
 	}
 	return "the listener does not hold it"
 }
-
-// Link returns the state of the interface. It fails only if the agent or ctx has ended.
-func (a *Agent) Link(ctx context.Context) (s link.State, err error) {
-	err = a.do(ctx, func() { s = a.link })
-	return s, err
-}

@@ -61,6 +61,9 @@ func (a *Agent) State(ctx context.Context) (State, error) {
 	return s, err
 }
 
+// Link returns the state of the interface as it was seen last. It never waits for the agent.
+func (a *Agent) Link() link.State { return *a.seen.Load() }
+
 // waiter waits until addresses are reported.
 type waiter struct {
 	addrs    []netip.Addr

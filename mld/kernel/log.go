@@ -48,21 +48,18 @@ func openLog(ns *netns.Namespace, ifindex int) (*netlink.Conn, error) {
 		_ = c.Close()
 		return nil, fmt.Errorf("set size of log buffer: %w", err)
 	}
-	for _, config := range []netlink.Attribute{
+	attrs, err := netlink.MarshalAttributes([]netlink.Attribute{
 		{Type: nfulCfgCmd, Data: []byte{nfulCmdBind}},
 		{Type: nfulCfgMode, Data: []byte{0, 0, 0xff, 0xff, nfulCopyPacket, 0}},
 		{Type: nfulCfgBufSize, Data: binary.BigEndian.AppendUint32(nil, logRoom)},
-	} {
-		attr, err := netlink.MarshalAttributes([]netlink.Attribute{config})
-		if err != nil {
-			_ = c.Close()
-			return nil, fmt.Errorf("nflog group %d: %w", logGroup(ifindex), err)
-		}
+	})
+	if err == nil {
 		header := binary.BigEndian.AppendUint16([]byte{unix.AF_INET6, unix.NFNETLINK_V0}, logGroup(ifindex))
-		if err := configure(c, append(header, attr...)); err != nil {
-			_ = c.Close()
-			return nil, fmt.Errorf("nflog group %d: %w", logGroup(ifindex), err)
-		}
+		err = configure(c, append(header, attrs...))
+	}
+	if err != nil {
+		_ = c.Close()
+		return nil, fmt.Errorf("nflog group %d: %w", logGroup(ifindex), err)
 	}
 	return c, nil
 }

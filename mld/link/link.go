@@ -34,6 +34,7 @@ type Link struct {
 	closed    atomic.Bool
 	gone      atomic.Bool
 	takesAll  bool // the interface has no filter of group addresses
+	watched   bool // Watch has returned once
 
 	state sync.Mutex // held while the state is read
 	last  State
@@ -106,10 +107,9 @@ func (l *Link) open() error {
 			return fmt.Errorf("interface %d: join event group %d: %w", l.index, group, err)
 		}
 	}
-	// WritePacket needs the hardware address. The first Watch still returns at once.
+	// WritePacket needs the hardware address, and so it is read here, to be returned by the first Watch.
 	s, _, err := l.read()
 	l.takesAll = s.Kind == "veth" || s.Kind == "bridge"
-	l.last = State{}
 	return err
 }
 

@@ -432,6 +432,16 @@ func TestNoAllocation(t *testing.T) {
 	}
 }
 
+func TestIndex(t *testing.T) {
+	_, host := cable(t)
+	if index, err := link.Index(host.Node().Netns(), "eth0"); err != nil || index != host.Index() {
+		t.Errorf("eth0: got %d, %v, want %d", index, err, host.Index())
+	}
+	if _, err := link.Index(host.Node().Netns(), "eth1"); !errors.Is(err, link.ErrGone) {
+		t.Errorf("eth1: %v", err)
+	}
+}
+
 func TestOpenNothing(t *testing.T) {
 	_, host := cable(t)
 	for _, index := range []int{4711, 0, -1} {

@@ -10,6 +10,8 @@ import (
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/seed-aaab8e3a/cni-mld/mld/netns"
 )
 
 // State is what a listener must know about an interface.
@@ -47,17 +49,24 @@ func (l *Link) State() (State, error) {
 	return s, err
 }
 
-// Watch returns the interface's state when it differs from what the last State or Watch returned, which may be
-// at once. Its error wraps [ErrGone] when the interface was deleted or moved to another namespace, and is
-// [net.ErrClosed] after Close. One goroutine calls it at a time.
+// Watch returns the interface's state when it differs from what the last State or Watch returned. The first call returns
+// at once, with the state as it was read last, by Open or State. Its error wraps [ErrGone] when the interface was deleted
+// or moved to another namespace, and is [net.ErrClosed] after Close. One goroutine calls it at a time.
 func (l *Link) Watch() (State, error) {
+	if !l.watched {
+		l.watched = true
+		l.state.Lock()
+		defer l.state.Unlock()
+		return l.last, nil
+	}
 	for {
+		// What has changed since the state was read last has an event.
+		if err := l.waitEvent(); err != nil {
+			return State{}, err
+		}
 		s, changed, err := l.read()
 		if err != nil || changed {
 			return s, err
-		}
-		if err := l.waitEvent(); err != nil {
-			return State{}, err
 		}
 	}
 }
@@ -73,21 +82,14 @@ func (l *Link) read() (s State, changed bool, err error) {
 	case l.gone.Load():
 		return State{}, false, l.errGone()
 	}
-	var c *netlink.Conn
-	err = l.ns.Do(func() error {
-		c, err = netlink.Dial(unix.NETLINK_ROUTE, nil)
-		return err
-	})
+	r, err := dialRoute(l.ns)
 	if err != nil {
 		return State{}, false, fmt.Errorf("interface %d: open route socket: %w", l.index, err)
 	}
-	defer c.Close()
-	// Without strict checking (before Linux 4.20) an address dump is not limited to the interface, only longer.
-	_ = c.SetOption(netlink.GetStrictCheck, true)
-
-	s, err = readLink(c, l.index)
+	defer r.close()
+	s, err = readLink(r, l.index, "")
 	if err == nil {
-		s.Source, err = readSource(c, l.index)
+		s.Source, err = readSource(r, l.index)
 	}
 	if err != nil {
 		if errors.Is(err, unix.ENODEV) {
@@ -101,30 +103,47 @@ func (l *Link) read() (s State, changed bool, err error) {
 	return s, changed, nil
 }
 
-// readLink asks for everything in State but the address.
-func readLink(c *netlink.Conn, index int) (State, error) {
+// Index returns the index of the interface with a name. The error wraps [ErrGone] if there is none.
+func Index(ns *netns.Namespace, name string) (int, error) {
+	r, err := dialRoute(ns)
+	if err != nil {
+		return 0, fmt.Errorf("interface %s: open route socket: %w", name, err)
+	}
+	defer r.close()
+	s, err := readLink(r, 0, name)
+	if errors.Is(err, unix.ENODEV) {
+		err = ErrGone
+	}
+	if err != nil {
+		return 0, fmt.Errorf("interface %s: %w", name, err)
+	}
+	return s.Index, nil
+}
+
+// readLink asks for everything in State but the address, of an interface by its index or, if that is 0, by its name.
+func readLink(r *routeSocket, index int, name string) (s State, err error) {
 	req := make([]byte, unix.SizeofIfInfomsg)
 	binary.NativeEndian.PutUint32(req[4:], uint32(index))
 	e := netlink.NewAttributeEncoder()
 	e.Uint32(unix.IFLA_EXT_MASK, filterSkipStats)
+	if index == 0 {
+		e.String(unix.IFLA_IFNAME, name)
+	}
 	attrs, err := e.Encode()
 	if err != nil {
 		return State{}, err
 	}
-	replies, err := c.Execute(netlink.Message{
-		Header: netlink.Header{Type: unix.RTM_GETLINK, Flags: netlink.Request},
-		Data:   append(req, attrs...),
+	err = r.ask(unix.RTM_GETLINK, 0, append(req, attrs...), func(data []byte) (err error) {
+		s, err = parseLink(data)
+		return err
 	})
-	if err != nil {
-		return State{}, err
-	}
-	if len(replies) != 1 || len(replies[0].Data) < unix.SizeofIfInfomsg {
-		return State{}, fmt.Errorf("%d replies to one request, or a short one", len(replies))
-	}
-	return parseLink(replies[0].Data)
+	return s, err
 }
 
 func parseLink(b []byte) (State, error) {
+	if len(b) < unix.SizeofIfInfomsg {
+		return State{}, fmt.Errorf("a link of %d octets", len(b))
+	}
 	const running = unix.IFF_UP | unix.IFF_LOWER_UP
 	s := State{
 		Ethernet: binary.NativeEndian.Uint16(b[2:]) == unix.ARPHRD_ETHER,
@@ -180,25 +199,18 @@ func parseIPv6(d *netlink.AttributeDecoder) bool {
 }
 
 // readSource finds the address that MLD messages are sent from.
-func readSource(c *netlink.Conn, index int) (netip.Addr, error) {
+func readSource(r *routeSocket, index int) (netip.Addr, error) {
 	req := make([]byte, unix.SizeofIfAddrmsg)
 	req[0] = unix.AF_INET6
 	binary.NativeEndian.PutUint32(req[4:], uint32(index))
-	replies, err := c.Execute(netlink.Message{
-		Header: netlink.Header{Type: unix.RTM_GETADDR, Flags: netlink.Request | netlink.Dump},
-		Data:   req,
-	})
-	if err != nil {
-		return netip.Addr{}, err
-	}
 	var best, deprecated netip.Addr
-	for _, m := range replies {
-		if len(m.Data) < unix.SizeofIfAddrmsg || int(binary.NativeEndian.Uint32(m.Data[4:])) != index {
-			continue
+	err := r.ask(unix.RTM_GETADDR, unix.NLM_F_DUMP, req, func(data []byte) error {
+		if len(data) < unix.SizeofIfAddrmsg || int(binary.NativeEndian.Uint32(data[4:])) != index {
+			return nil
 		}
-		addr, flags, err := parseAddr(m.Data)
+		addr, flags, err := parseAddr(data)
 		if err != nil {
-			return netip.Addr{}, err
+			return err
 		}
 		switch {
 		case !usable(addr, flags):
@@ -207,11 +219,12 @@ func readSource(c *netlink.Conn, index int) (netip.Addr, error) {
 		default:
 			best = lower(best, addr)
 		}
-	}
+		return nil
+	})
 	if !best.IsValid() {
 		best = deprecated
 	}
-	return best, nil
+	return best, err
 }
 
 // usable tells whether addr is a valid link-local address: a tentative one is not (RFC 3590 section 4), an

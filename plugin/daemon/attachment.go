@@ -183,7 +183,7 @@ func (d *Daemon) subscribe(i *iface, key api.Attachment) *attachment {
 // apply brings the attachment to new settings: first what is wanted is joined, then the rest is left. What has not
 // changed is left alone.
 func (a *attachment) apply(ctx context.Context, s *api.Settings) error {
-	if err := a.canDeliver(ctx, s); err != nil {
+	if err := a.canDeliver(s); err != nil {
 		return err
 	}
 	delivered := make(map[netip.Addr]struct{})
@@ -210,19 +210,15 @@ func (a *attachment) apply(ctx context.Context, s *api.Settings) error {
 }
 
 // canDeliver refuses groups with delivery where the kernel can join nothing.
-func (a *attachment) canDeliver(ctx context.Context, s *api.Settings) error {
+func (a *attachment) canDeliver(s *api.Settings) error {
 	i := slices.IndexFunc(s.Groups, func(g api.Group) bool { return g.Deliver })
 	if i < 0 {
 		return nil
 	}
-	state, err := a.iface.agent.State(ctx)
-	if err != nil {
-		return err
-	}
-	if !state.Link.IPv6 {
+	if link := a.iface.agent.Link(); !link.IPv6 {
 		return types.NewError(api.CodeIPv6Off, fmt.Sprintf(
 			"group %v cannot be delivered: IPv6 is off on %s: set sysctl net.ipv6.conf.%s.disable_ipv6 to 0, or declare the group with deliver false",
-			s.Groups[i].Addr, state.Link.Name, state.Link.Name), "")
+			s.Groups[i].Addr, link.Name, link.Name), "")
 	}
 	return nil
 }

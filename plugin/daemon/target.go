@@ -3,10 +3,10 @@ package daemon
 import (
 	"errors"
 	"fmt"
-	"net"
 
 	"github.com/containernetworking/cni/pkg/types"
 
+	"github.com/seed-aaab8e3a/cni-mld/mld/link"
 	"github.com/seed-aaab8e3a/cni-mld/mld/netns"
 	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
 )
@@ -46,14 +46,10 @@ func (t *target) open(r *api.Request, home uint64) (err error) {
 		return badEnv("CNI_NETNS", r.NetnsPath, "is the host's namespace: a container's own is needed")
 	}
 	t.id.netns = t.netns.Cookie()
-	return t.netns.Do(func() error {
-		i, err := net.InterfaceByName(r.IfName)
-		if err != nil {
-			return badEnv("CNI_IFNAME", r.IfName, fmt.Sprintf("not found in %s: %v", r.NetnsPath, err))
-		}
-		t.id.index = i.Index
-		return nil
-	})
+	if t.id.index, err = link.Index(t.netns, r.IfName); err != nil {
+		return badEnv("CNI_IFNAME", r.IfName, fmt.Sprintf("not found in %s: %v", r.NetnsPath, err))
+	}
+	return nil
 }
 
 func badEnv(variable, value, why string) error {

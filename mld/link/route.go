@@ -1,0 +1,84 @@
+package link
+
+import (
+	"encoding/binary"
+	"fmt"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-aaab8e3a/cni-mld/mld/netns"
+)
+
+// A routeSocket asks the kernel about an interface. It has joined no group, so nothing comes to it but answers, and these
+// are there when a request has been sent: it never waits, and needs none of Go's poller.
+type routeSocket struct {
+	fd  int
+	seq uint32
+}
+
+func dialRoute(ns *netns.Namespace) (*routeSocket, error) {
+	r := &routeSocket{fd: -1}
+	err := ns.Do(func() (err error) {
+		r.fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	// Before Linux 4.20 a dump of addresses is not limited to the interface, only longer.
+	_ = unix.SetsockoptInt(r.fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
+	return r, nil
+}
+
+func (r *routeSocket) close() error { return unix.Close(r.fd) }
+
+// answers are what an answer is read into: the kernel makes a part of a dump no longer than that.
+var answers = sync.Pool{New: func() any { return new([16 << 10]byte) }}
+
+// ask sends a request and hands what is answered to take: one message, or those of a dump. What take is given is only
+// its own until it returns.
+func (r *routeSocket) ask(kind, flags uint16, data []byte, take func(data []byte) error) error {
+	r.seq++
+	n := unix.SizeofNlMsghdr + len(data)
+	b := binary.NativeEndian.AppendUint32(make([]byte, 0, n), uint32(n))
+	b = binary.NativeEndian.AppendUint16(b, kind)
+	b = binary.NativeEndian.AppendUint16(b, unix.NLM_F_REQUEST|flags)
+	b = binary.NativeEndian.AppendUint32(b, r.seq)
+	b = binary.NativeEndian.AppendUint32(b, 0) // our port: as the kernel has chosen it
+	if err := unix.Sendto(r.fd, append(b, data...), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return fmt.Errorf("send: %w", err)
+	}
+	buf := answers.Get().(*[16 << 10]byte)
+	defer answers.Put(buf)
+	for {
+		n, err := ignoringEINTR(func() (int, error) { return unix.Read(r.fd, buf[:]) })
+		if err != nil {
+			return fmt.Errorf("receive: %w", err)
+		}
+		for rest := buf[:n]; len(rest) >= unix.SizeofNlMsghdr; {
+			n := int(binary.NativeEndian.Uint32(rest))
+			if n < unix.SizeofNlMsghdr || n > len(rest) {
+				return fmt.Errorf("message of %d octets in %d", n, len(rest))
+			}
+			data := rest[unix.SizeofNlMsghdr:n]
+			switch kind := binary.NativeEndian.Uint16(rest[4:]); kind {
+			case unix.NLMSG_ERROR, unix.NLMSG_DONE:
+				if len(data) < 4 {
+					return fmt.Errorf("end of %d octets", len(data))
+				}
+				if errno := -int32(binary.NativeEndian.Uint32(data)); errno != 0 {
+					return unix.Errno(errno)
+				}
+				return nil
+			}
+			if err := take(data); err != nil {
+				return err
+			}
+			if flags&unix.NLM_F_DUMP == 0 {
+				return nil
+			}
+			rest = rest[min((n+3)&^3, len(rest)):]
+		}
+	}
+}
