@@ -45,6 +45,11 @@ type program struct {
 
 var programs = []program{
 	{"e2e/kernels/guest", nil},
+	{"mld/netns", nil},
+	{"mld/link", nil},
+	{"mld/kernel", nil},
+	{"mld/bridge", nil},
+	{"mld/agent", nil},
 }
 
 func TestKernels(t *testing.T) {
@@ -96,8 +101,8 @@ func pack(file, kernel, bin string) (err error) {
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	a := newInitramfs(f)
-	for _, dir := range []string{"bin", "modules", "tests"} {
-		if err := a.dir(dir); err != nil {
+	for _, name := range []string{"ip", "bridge", "nft"} {
+		if err := a.program(name); err != nil {
 			return err
 		}
 	}

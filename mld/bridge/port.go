@@ -62,7 +62,8 @@ type State struct {
 	// the ports that have an entry for it (B1). The kernel does not tell two moments: after a querier became active
 	// the bridge floods for one response interval more, for which Querier is true too early (B2); and when its own
 	// querier loses its address the bridge constrains until its next query fails, for which Querier is false too
-	// early.
+	// early. Before Linux 5.15 the kernel tells of no other querier, and that its own is on and has an address to ask
+	// from is what counts.
 	Querier bool
 	// QuerierAddr is the querier's address; zero without a querier.
 	QuerierAddr netip.Addr
@@ -136,7 +137,13 @@ func (p *Port) State() (State, error) {
 	state := bridge.state
 	state.Forwarding = port.forwarding
 	state.Groups, state.MaxGroups = port.groups, port.maxGroups
-	if bridge.ownQuerier && state.Querier {
+	switch {
+	case bridge.untold:
+		if state.QuerierAddr, err = p.linkLocal(); err != nil {
+			return State{}, err
+		}
+		state.Querier = state.QuerierAddr.IsValid()
+	case bridge.ownQuerier && state.Querier:
 		// The kernel shows the address of the last query, also when the bridge cannot send another.
 		if state.Querier, err = p.hasAddr(state.QuerierAddr); err != nil {
 			return State{}, err
@@ -159,20 +166,13 @@ func (p *Port) self() (link, error) {
 
 // hasAddr tells whether the bridge device has an address that it may send from.
 func (p *Port) hasAddr(addr netip.Addr) (bool, error) {
-	const header = unix.SizeofIfAddrmsg
-	request := make([]byte, header)
-	request[0] = unix.AF_INET6
-	binary.NativeEndian.PutUint32(request[4:], uint32(p.BridgeIndex))
 	ae := netlink.NewAttributeEncoder()
 	ae.Bytes(unix.IFA_ADDRESS, addr.AsSlice())
 	attrs, err := ae.Encode()
 	if err != nil {
 		return false, fmt.Errorf("bridge %s: %w", p.Bridge, err)
 	}
-	replies, err := p.conn.Execute(netlink.Message{
-		Header: netlink.Header{Type: unix.RTM_GETADDR, Flags: netlink.Request},
-		Data:   append(request, attrs...),
-	})
+	replies, err := p.addrs(0, attrs)
 	if errors.Is(err, unix.EADDRNOTAVAIL) {
 		return false, nil
 	}
@@ -180,13 +180,52 @@ func (p *Port) hasAddr(addr netip.Addr) (bool, error) {
 		return false, fmt.Errorf("bridge %s: address %s: %w", p.Bridge, addr, err)
 	}
 	for _, m := range replies {
-		if len(m.Data) >= header {
-			flags := m.Data[2]
-			tentative := flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_OPTIMISTIC) == unix.IFA_F_TENTATIVE
-			return !tentative && flags&unix.IFA_F_DADFAILED == 0, nil
+		if len(m.Data) >= unix.SizeofIfAddrmsg {
+			return sendsFrom(m.Data), nil
 		}
 	}
 	return false, nil
+}
+
+// linkLocal is an address that the bridge device may send queries from; zero if it has none.
+func (p *Port) linkLocal() (netip.Addr, error) {
+	replies, err := p.addrs(netlink.Dump, nil)
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("bridge %s: addresses: %w", p.Bridge, err)
+	}
+	for _, m := range replies {
+		if len(m.Data) < unix.SizeofIfAddrmsg || int(binary.NativeEndian.Uint32(m.Data[4:])) != p.BridgeIndex || !sendsFrom(m.Data) {
+			continue
+		}
+		ad, err := netlink.NewAttributeDecoder(m.Data[unix.SizeofIfAddrmsg:])
+		if err != nil {
+			return netip.Addr{}, fmt.Errorf("bridge %s: addresses: %w", p.Bridge, err)
+		}
+		for ad.Next() {
+			if addr, ok := netip.AddrFromSlice(ad.Bytes()); ad.Type() == unix.IFA_ADDRESS && ok && addr.IsLinkLocalUnicast() {
+				return addr, nil
+			}
+		}
+	}
+	return netip.Addr{}, nil
+}
+
+// addrs asks for IPv6 addresses of the bridge device.
+func (p *Port) addrs(flags netlink.HeaderFlags, attrs []byte) ([]netlink.Message, error) {
+	request := make([]byte, unix.SizeofIfAddrmsg)
+	request[0] = unix.AF_INET6
+	binary.NativeEndian.PutUint32(request[4:], uint32(p.BridgeIndex))
+	return p.conn.Execute(netlink.Message{
+		Header: netlink.Header{Type: unix.RTM_GETADDR, Flags: netlink.Request | flags},
+		Data:   append(request, attrs...),
+	})
+}
+
+// sendsFrom tells whether an address, in an ifaddrmsg, may be a source: it is not tentative, and no duplicate.
+func sendsFrom(b []byte) bool {
+	flags := b[2]
+	tentative := flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_OPTIMISTIC) == unix.IFA_F_TENTATIVE
+	return !tentative && flags&unix.IFA_F_DADFAILED == 0
 }
 
 // Members returns the entries of the MDB that are on this port.
@@ -414,6 +453,7 @@ type link struct {
 	maxGroups  int
 	state      State // of a bridge, without what is the port's
 	ownQuerier bool  // the querier of state, if there is one, is the bridge itself
+	untold     bool  // its own querier is on, and the kernel does not tell whether it asks
 }
 
 // parseLink decodes an ifinfomsg and the attributes after it.
@@ -480,7 +520,7 @@ func (l *link) parsePort(ad *netlink.AttributeDecoder) error {
 }
 
 func (l *link) parseBridge(ad *netlink.AttributeDecoder) error {
-	var own, other bool
+	var own, other, told bool
 	for ad.Next() {
 		switch ad.Type() {
 		case iflaBRMcastSnooping:
@@ -492,6 +532,7 @@ func (l *link) parseBridge(ad *netlink.AttributeDecoder) error {
 		case iflaBRMcastMLDVersion:
 			l.state.MLDVersion = int(ad.Uint8())
 		case iflaBRMcastQuerierState:
+			told = true
 			ad.Nested(func(ad *netlink.AttributeDecoder) error {
 				for ad.Next() {
 					switch ad.Type() {
@@ -511,6 +552,7 @@ func (l *link) parseBridge(ad *netlink.AttributeDecoder) error {
 	}
 	// An own querier without an address has never sent a query, and the bridge does not trust the MDB because of it.
 	l.ownQuerier = own && !other
+	l.untold = own && !told && l.state.Snooping
 	l.state.Querier = l.state.Snooping && (other || own && l.state.QuerierAddr.IsValid())
 	return nil
 }

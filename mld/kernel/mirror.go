@@ -697,10 +697,10 @@ func (m *Mirror) replace(list, late map[netip.Addr]bool) {
 
 // interval is how long the list is good for without events.
 func (m *Mirror) interval() time.Duration {
-	if m.log != nil {
-		return resyncWithHints
+	if m.log == nil || m.older { // in its MLDv1 mode the kernel leaves without a Done what another node has reported last
+		return resyncAlone
 	}
-	return resyncAlone
+	return resyncWithHints
 }
 
 // soon has the list read as early as its limit allows.

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-aaab8e3a/cni-mld/mld"
 	"github.com/seed-aaab8e3a/cni-mld/mld/kernel"
 	"github.com/seed-aaab8e3a/cni-mld/netnslab"
 )
@@ -195,6 +196,24 @@ func TestMirrorHintsVersion1(t *testing.T) {
 	e.LinkLocal()
 	e.Node().SetSysctl("net/ipv6/conf/eth0/force_mld_version", "1")
 	joinAndLeave(t, e, newMute(t, e, hints), 500)
+}
+
+// In MLDv1 mode the kernel says nothing when it leaves what another node has reported last.
+func TestMirrorLeaveWithoutDone(t *testing.T) {
+	withoutEvents(t)
+	e := pod(t)
+	e.LinkLocal()
+	e.Node().SetSysctl("net/ipv6/conf/eth0/force_mld_version", "1")
+	f := follow(t, e, newMute(t, e, hints))
+	for _, addr := range addrs(3) { // after the first report in MLDv1 the list is read in any case
+		member := e.Join(addr)
+		netnslab.WaitFor(t, "join", patience, func() (bool, string) { return f.filter(addr).Joined, "" }, e.Node())
+		e.Peer().SendPacket(mld.AppendReport(nil, netip.MustParseAddr("fe80::8765"), addr))
+		if err := member.Close(); err != nil {
+			t.Fatal(err)
+		}
+		netnslab.WaitFor(t, "leave", patience, func() (bool, string) { return !f.filter(addr).Joined, "" }, e.Node())
+	}
 }
 
 func TestMirrorAlone(t *testing.T) {

@@ -56,10 +56,12 @@ type MuteOptions struct {
 	// Hints has the kernel log a copy of what is dropped: it tells a mirror of changes on a kernel without the events.
 	Hints bool
 
-	// Sources has it log likewise, so that a mirror learns the source filters. In its MLDv1 mode the kernel reports
-	// none, so queries of version 1 are kept from it; and so are queries for single sources, the answer to which is
-	// only a part of a filter. Both are still heard by AF_PACKET sockets, but not by a program's ICMPv6 socket.
+	// Sources has it log likewise, so that a mirror learns the source filters.
 	Sources bool
+
+	// With either, queries of version 1 are kept from the kernel: in its MLDv1 mode it reports no sources, and no leave
+	// where another node was the last to report. So are queries for single sources, the answer to which is only a part
+	// of a filter. Both are still heard by AF_PACKET sockets, but not by a program's ICMPv6 socket.
 }
 
 // NewMute mutes the kernel on the interface with the given index. It survives a rename of the interface, going
@@ -189,7 +191,7 @@ func tableName(ifindex int) string { return fmt.Sprintf("mld-%d", ifindex) }
 //	chain output  { oif I, ICMPv6 types 131 to 143: goto reports }
 //	chain reports { types 133 to 142 are not MLD: accept; from a program's socket: accept; log; count and drop }
 //
-// and, for sources,
+// and, for hints and sources,
 //
 //	chain input   { iif I, ICMPv6 type 130: goto queries }
 //	chain queries { number of sources is 0: accept; drop }
@@ -238,7 +240,7 @@ func muteBatch(ifindex int, options MuteOptions) ([]netlink.Message, error) {
 		e.Bytes(unix.NFTA_OBJ_DATA|unix.NLA_F_NESTED, nil)
 	})
 	b.chain(chainReports, reports)
-	if options.Sources {
+	if options.Hints || options.Sources {
 		// The number of sources stands at 26. A query of version 1 ends at 24, and then the rule does not match.
 		b.chain(chainQueries, [][]expr.Any{
 			{
