@@ -84,6 +84,7 @@ func (h *host) startContainerd() *containerd {
 		if err := process.Wait(); err != nil {
 			h.t.Errorf("containerd: %v", err)
 		}
+		h.ended("containerd-shim-runc-v2")
 		if h.t.Failed() {
 			text, _ := os.ReadFile(containerdLog)
 			h.t.Logf("containerd's log:\n%s", text)
@@ -92,9 +93,6 @@ func (h *host) startContainerd() *containerd {
 			if err := os.RemoveAll(dir); err != nil {
 				h.t.Error(err)
 			}
-		}
-		if left := processes("containerd-shim-runc-v2"); len(left) > 0 {
-			h.t.Errorf("left: %q", left)
 		}
 	})
 	conn, err := grpc.NewClient("unix://"+containerdSocket, grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -137,8 +135,10 @@ func (c *containerd) runPod(name, handler string, annotations map[string]string)
 		Annotations:  annotations,
 		Linux:        &cri.LinuxPodSandboxConfig{CgroupParent: "/" + os.Getenv(cgroupEnv)},
 	}}
+	ctx, cancel := context.WithTimeout(c.ctx, patience)
+	defer cancel()
 	begin := time.Now()
-	answer, err := c.RunPodSandbox(c.ctx, &cri.RunPodSandboxRequest{Config: p.config, RuntimeHandler: handler})
+	answer, err := c.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: p.config, RuntimeHandler: handler})
 	p.took = time.Since(begin)
 	if err != nil {
 		c.t.Fatalf("RunPodSandbox: %v", err)

@@ -190,8 +190,14 @@ func (h *host) endDaemon(signal unix.Signal) {
 			h.t.Errorf("mldd, process %d: %v", status.PID, err)
 		}
 	}
-	h.wait("end of mldd", func() (bool, string) {
-		left := processes("mldd")
+	h.ended("mldd")
+}
+
+// ended waits until no process of a program is left.
+func (h *host) ended(program string) {
+	h.t.Helper()
+	h.wait("end of "+program, func() (bool, string) {
+		left := processes(program)
 		return len(left) == 0, fmt.Sprint(left)
 	})
 }
