@@ -313,8 +313,10 @@ func TestCtr(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		_ = ctr.Process.Kill() // unless it has ended
-		_ = ctr.Wait()
+		_ = h.command("ctr", "-n", "k8s.io", "task", "kill", "-s", "SIGKILL", "alice").Run() // unless it has ended
+		if err := ctr.Wait(); err != nil && complaint.Len() > 0 {
+			t.Errorf("ctr: %v: %s", err, &complaint)
+		}
 	})
 	printed := func() string {
 		text, err := os.ReadFile(output)
