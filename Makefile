@@ -12,16 +12,19 @@ GOLANGCI := bin/tools/golangci-lint-$(GOLANGCI_VERSION)
 # program:package of Debian, for what the tests run beside Go; util-linux is always there
 TOOLS := ip:iproute2 bridge:iproute2 tshark:tshark nft:nftables
 
+# Debian's packages that e2e-runtimes unpacks
+RUNTIMES := containerd runc podman conmon
+
 # an ordinary user's PATH lacks the directory of ip, bridge and nft
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help build test race twin fuzz lint demo conformance bench tidy-check modules tools install clean
+.PHONY: help build test race twin e2e-runtimes fuzz lint demo conformance bench tidy-check modules tools install clean
 
 help: ## this list
 	@echo 'usage: make TARGET [VARIABLE=value]'
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo '  FUZZTIME=30s      how long each target is fuzzed'
 	@echo '  TESTFLAGS=        more flags for test and race, such as "-run TestV1_14 -v"'
@@ -41,6 +44,25 @@ race: tools modules ## run all tests under the race detector
 
 twin: tools modules ## hold the kernel's listener against ours; wants an idle machine (TWIN_SEED, TWIN_STEPS)
 	go test -tags twin -count=1 -p 1 -timeout 60m $(TESTFLAGS) ./e2e/twin
+
+e2e-runtimes: tools modules bin/runtimes ## run it under cnitool, containerd and podman; as root on Debian
+	cd e2e/runtimes && go mod download && go test -count=1 -timeout 10m -v $(TESTFLAGS) .
+
+# Unpacked with what they need and the machine lacks, and not installed: no daemon starts, and nothing of the machine
+# changes. Debian's root has links where a package may have a directory.
+bin/runtimes:
+	@rm -rf '$@.new' && mkdir -p '$@.new/etc' '$@.new/usr/bin' '$@.new/usr/lib' '$@.new/usr/sbin'
+	@cd '$@.new' && ln -s usr/bin usr/lib usr/sbin . && \
+	download() { \
+		plan=$$(apt-get install -s --no-install-recommends $(RUNTIMES)) && \
+		packages=$$(echo "$$plan" | awk '$$1 == "Inst" && $$3 !~ /^\[/ { print $$2 }') && \
+		echo apt-get download $$packages && apt-get -o APT::Sandbox::User=root download $$packages; \
+	} && { download || { echo 'apt-get update'; apt-get update && download; }; } && \
+	for package in *.deb; do \
+		test -e "$$package" || continue; \
+		dpkg-deb --fsys-tarfile "$$package" | tar -x --keep-directory-symlink && rm "$$package" || exit 1; \
+	done
+	@mv '$@.new' '$@'
 
 fuzz: ## fuzz every target in turn for FUZZTIME, until the first failure
 	@grep -rEo '^func Fuzz[[:alnum:]_]+' --include='*_test.go' . | sort | \

@@ -1,0 +1,342 @@
+package runtimes
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"text/tabwriter"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+const (
+	containerdSocket = "/run/containerd/containerd.sock"
+	containerdLog    = "/run/containerd.log"
+
+	// A runtime handler of the CRI takes its network from a directory of its own.
+	plainHandler, mldHandler = "plain", "mld"
+	plainDir, mldDir         = "/etc/cni/plain.d", "/etc/cni/mld.d"
+)
+
+// containerdConfig is for a root that may lack CAP_SYS_RESOURCE and for a kernel without AppArmor. Copying the image
+// instead of laying layers over it works on every file system.
+const containerdConfig = `version = 2
+[plugins."io.containerd.grpc.v1.cri"]
+  disable_apparmor = true
+  restrict_oom_score_adj = true
+  sandbox_image = "` + imageName + `"
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "` + binDir + `"
+    conf_dir = "` + confDir + `"
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "native"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.` + plainHandler + `]
+      runtime_type = "io.containerd.runc.v2"
+      cni_conf_dir = "` + plainDir + `"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.` + mldHandler + `]
+      runtime_type = "io.containerd.runc.v2"
+      cni_conf_dir = "` + mldDir + `"
+`
+
+// A containerd is one at work on a host, and a client of its CRI.
+type containerd struct {
+	*host
+	cri.RuntimeServiceClient
+	ctx context.Context
+}
+
+// startContainerd starts containerd, which loads the networks that are configured, and gives it the image.
+func (h *host) startContainerd() *containerd {
+	h.t.Helper()
+	h.t.Logf("%s%s", h.run("containerd", "--version"), h.run("runc", "--version"))
+	if err := os.WriteFile("/etc/containerd/config.toml", []byte(containerdConfig), 0o600); err != nil {
+		h.t.Fatal(err)
+	}
+	log, err := os.Create(containerdLog)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer log.Close()
+	// The cleanup still has calls to make when the test's own context has ended.
+	ctx, cancel := context.WithTimeout(context.Background(), 4*patience)
+	process := h.Host().Command(ctx, "containerd")
+	process.Stdout, process.Stderr = log, log
+	if err := process.Start(); err != nil {
+		cancel()
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(func() {
+		defer cancel()
+		_ = process.Process.Signal(unix.SIGTERM)
+		if err := process.Wait(); err != nil {
+			h.t.Errorf("containerd: %v", err)
+		}
+		h.ended("containerd-shim-runc-v2")
+		if h.t.Failed() {
+			text, _ := os.ReadFile(containerdLog)
+			h.t.Logf("containerd's log:\n%s", text)
+		}
+		for _, dir := range []string{"/run/containerd", "/var/lib/containerd", plainDir, mldDir} {
+			if err := os.RemoveAll(dir); err != nil {
+				h.t.Error(err)
+			}
+		}
+	})
+	conn, err := grpc.NewClient("unix://"+containerdSocket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(func() { conn.Close() })
+	c := &containerd{h, cri.NewRuntimeServiceClient(conn), ctx}
+	h.wait("containerd with a network", func() (bool, string) {
+		status, err := c.Status(ctx, &cri.StatusRequest{})
+		ready := err == nil
+		for _, condition := range status.GetStatus().GetConditions() {
+			ready = ready && condition.Status
+		}
+		return ready, fmt.Sprint(status, err)
+	})
+	h.run("ctr", "-n", "k8s.io", "image", "import", "--snapshotter", "native", imageArchive)
+	images := cri.NewImageServiceClient(conn)
+	h.wait("image", func() (bool, string) {
+		status, err := images.ImageStatus(ctx, &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: imageName}})
+		return status.GetImage() != nil, fmt.Sprint(status, err)
+	})
+	return c
+}
+
+// A pod is a sandbox of containerd's.
+type pod struct {
+	*containerd
+	id, handler string
+	config      *cri.PodSandboxConfig
+	took        time.Duration // of RunPodSandbox
+}
+
+// runPod runs a pod's sandbox. It is removed with the test, if it still is there.
+func (c *containerd) runPod(name, handler string, annotations map[string]string) *pod {
+	c.t.Helper()
+	p := &pod{containerd: c, handler: handler, config: &cri.PodSandboxConfig{
+		Metadata:     &cri.PodSandboxMetadata{Name: name, Namespace: "default", Uid: "uid-" + name},
+		LogDirectory: filepath.Join("/run/logs", name),
+		Annotations:  annotations,
+		Linux:        &cri.LinuxPodSandboxConfig{CgroupParent: "/" + os.Getenv(cgroupEnv)},
+	}}
+	ctx, cancel := context.WithTimeout(c.ctx, patience)
+	defer cancel()
+	begin := time.Now()
+	answer, err := c.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: p.config, RuntimeHandler: handler})
+	p.took = time.Since(begin)
+	if err != nil {
+		c.t.Fatalf("RunPodSandbox: %v", err)
+	}
+	p.id = answer.PodSandboxId
+	c.t.Cleanup(func() {
+		if p.id != "" {
+			p.remove()
+		}
+	})
+	return p
+}
+
+// runReceiver runs the receiver in the pod. The returned function tells what it has printed.
+func (p *pod) runReceiver() (printed func() string) {
+	p.t.Helper()
+	created, err := p.CreateContainer(p.ctx, &cri.CreateContainerRequest{
+		PodSandboxId: p.id, SandboxConfig: p.config,
+		Config: &cri.ContainerConfig{
+			Metadata: &cri.ContainerMetadata{Name: "receiver"}, Image: &cri.ImageSpec{Image: imageName},
+			Args: []string{port}, LogPath: "receiver.log", Linux: &cri.LinuxContainerConfig{},
+		},
+	})
+	if err != nil {
+		p.t.Fatalf("CreateContainer: %v", err)
+	}
+	if _, err := p.StartContainer(p.ctx, &cri.StartContainerRequest{ContainerId: created.ContainerId}); err != nil {
+		p.t.Fatalf("StartContainer: %v", err)
+	}
+	return func() string {
+		text, err := os.ReadFile(filepath.Join(p.config.LogDirectory, "receiver.log"))
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		return string(text)
+	}
+}
+
+// remove stops and removes the pod, as a kubelet does.
+func (p *pod) remove() {
+	p.t.Helper()
+	_, stop := p.StopPodSandbox(p.ctx, &cri.StopPodSandboxRequest{PodSandboxId: p.id})
+	_, remove := p.RemovePodSandbox(p.ctx, &cri.RemovePodSandboxRequest{PodSandboxId: p.id})
+	if err := errors.Join(stop, remove); err != nil {
+		p.t.Errorf("pod %s: %v", p.config.Metadata.Name, err)
+	}
+	p.id = ""
+}
+
+// sentByCRI is what containerd's CRI sends for a pod: the arguments in any order.
+func sentByCRI(verb, pod string) sent {
+	return sent{
+		verb: verb, ifname: "eth0", netns: "/var/run/netns/cni-[0-9a-f-]{36}", id: "[0-9a-f]{64}", prevResult: true,
+		args: "(?:(?:IgnoreUnknown=1|K8S_POD_NAMESPACE=default|K8S_POD_NAME=" + pod + "|K8S_POD_UID=uid-" + pod +
+			"|K8S_POD_INFRA_CONTAINER_ID=[0-9a-f]{64})(?:;|$)){5}",
+	}
+}
+
+// sentByCRIAgain is its second DEL for the pod.
+func sentByCRIAgain(pod string) sent {
+	s := sentByCRI("DEL", pod)
+	s.netns, s.prevResult = "", false
+	return s
+}
+
+// The network's groups.
+func TestContainerd(t *testing.T) {
+	h := newHost(t, 1)
+	h.configure(confDir, "1.0.0", spyName, map[string]any{"groups": []netip.Addr{groupA}})
+	c := h.startContainerd()
+
+	p := c.runPod("alice", "", nil)
+	added := h.expect(sentByCRI("ADD", "alice"))
+	h.joined(added[0], groupA)
+	h.delivers(groupA, p.runReceiver())
+
+	p.remove()
+	h.expect(sentByCRI("DEL", "alice"), sentByCRIAgain("alice"))
+	h.gone(groupA)
+}
+
+// The pod's own groups, from an annotation.
+func TestContainerdAnnotation(t *testing.T) {
+	h := newHost(t, 2) // which lets sources be named
+	h.configure(confDir, "1.0.0", spyName, map[string]any{
+		"annotation": "mld/groups", "capabilities": map[string]bool{"io.kubernetes.cri.pod-annotations": true},
+	})
+	c := h.startContainerd()
+
+	p := c.runPod("alice", "", map[string]string{
+		"mld/groups": fmt.Sprintf("%v,%v@%v", groupB, source, ssm), "example.com/other": "nothing of ours",
+	})
+	added := h.expect(sentByCRI("ADD", "alice"))
+	h.joined(added[0], groupB, ssm)
+	printed := p.runReceiver()
+	h.delivers(groupB, printed)
+	h.delivers(ssm, printed)
+
+	bob := c.runPod("bob", "", nil) // another pod of the network has not asked
+	if n := h.mdb(groupB); n != 1 {
+		t.Errorf("%d ports have an entry for %v, want 1", n, groupB)
+	}
+	bob.remove()
+	p.remove()
+	h.gone(groupB, ssm)
+}
+
+// The plugin does not hold up the runtime, neither when it starts the daemon nor afterwards.
+func TestContainerdTime(t *testing.T) {
+	h := newHost(t, 1)
+	h.configure(confDir, "1.0.0", "", nil)
+	h.configure(plainDir, "1.0.0", "", nil)
+	h.configure(mldDir, "1.0.0", "mld", map[string]any{"groups": []netip.Addr{groupA}})
+	c := h.startContainerd()
+
+	took := map[string][]time.Duration{}
+	c.runPod("warm-up", plainHandler, nil).remove()
+	for i := range 10 { // taking turns
+		for _, handler := range []string{plainHandler, mldHandler} {
+			p := c.runPod(fmt.Sprintf("%s-%d", handler, i), handler, nil)
+			took[handler] = append(took[handler], p.took)
+			if n := h.mdb(groupA); (n == 1) != (handler == mldHandler) {
+				t.Errorf("%s: %d ports have an entry for %v", handler, n, groupA)
+			}
+			p.remove()
+		}
+	}
+	first := took[mldHandler][0] // has started the daemon
+	took[mldHandler] = took[mldHandler][1:]
+	var table strings.Builder
+	w := tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "RunPodSandbox\tleast\tmedian\tmost")
+	for _, handler := range []string{plainHandler, mldHandler} {
+		d := took[handler]
+		slices.Sort(d)
+		fmt.Fprintf(w, "%s\t%v\t%v\t%v\n", handler, ms(d[0]), ms(median(d)), ms(d[len(d)-1]))
+	}
+	fmt.Fprintf(w, "mld, the first\t\t%v\t\n", ms(first))
+	_ = w.Flush() // into memory
+	plain := median(took[plainHandler])
+	t.Logf("ratio of the medians %.2f, of the first %.2f\n%s",
+		median(took[mldHandler]).Seconds()/plain.Seconds(), first.Seconds()/plain.Seconds(), &table)
+	if with := median(took[mldHandler]); with > plain*3/2 {
+		t.Errorf("with mld RunPodSandbox takes %v, and without %v: more than half as long again", ms(with), ms(plain))
+	}
+	if first > 3*plain {
+		t.Errorf("the first took %v, and without mld %v: more than three times as long", ms(first), ms(plain))
+	}
+	h.gone(groupA)
+}
+
+func ms(d time.Duration) time.Duration { return d.Round(100 * time.Microsecond) }
+
+func median(sorted []time.Duration) time.Duration { return sorted[len(sorted)/2] }
+
+// ctr has no pods: its networks are made for the task, and taken away when that is gone.
+func TestCtr(t *testing.T) {
+	h := newHost(t, 1)
+	h.configure(confDir, "1.0.0", spyName, map[string]any{"groups": []netip.Addr{groupA}})
+	h.startContainerd()
+	output := "/run/ctr.out"
+	out, err := os.Create(output)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	var complaint bytes.Buffer
+	ctr := h.command("ctr", "-n", "k8s.io", "run", "--rm", "--cni", "--snapshotter", "native",
+		"--cgroup", os.Getenv(cgroupEnv)+"/alice", imageName, "alice", "/receiver", port)
+	ctr.Stdout, ctr.Stderr = out, &complaint
+	if err := ctr.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = h.command("ctr", "-n", "k8s.io", "task", "kill", "-s", "SIGKILL", "alice").Run() // unless it has ended
+		if err := ctr.Wait(); err != nil && complaint.Len() > 0 {
+			t.Errorf("ctr: %v: %s", err, &complaint)
+		}
+	})
+	printed := func() string {
+		text, err := os.ReadFile(output)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	h.wait("receiver", func() (bool, string) { return strings.Contains(printed(), "bound\n"), complaint.String() })
+	want := sent{verb: "ADD", ifname: "eth0", netns: "/proc/[0-9]+/ns/net", id: "k8s.io-alice", prevResult: true}
+	added := h.expect(want)
+	h.joined(added[0], groupA)
+	h.delivers(groupA, printed)
+
+	h.run("ctr", "-n", "k8s.io", "task", "kill", "-s", "SIGKILL", "alice")
+	h.wait("end of ctr", func() (bool, string) {
+		calls, err := os.ReadFile(spyLog)
+		return bytes.Contains(calls, []byte("DEL")), fmt.Sprint(err)
+	})
+	want.verb, want.netns = "DEL", ""
+	h.expect(want)
+	h.gone(groupA)
+}
