@@ -12,7 +12,7 @@ import (
 
 // A survey looks at interfaces and at the bridges that they are plugged into.
 type survey struct {
-	host   *netns.Namespace               // of the bridges
+	host   *netns.Namespace                       // of the bridges
 	tables map[interfaceID]map[int][]bridge.Entry // each bridge's MDB, which is read once, by port
 }
 
