@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -180,6 +181,21 @@ func TestAddFails(t *testing.T) {
 	if seen := d.seen(); len(seen) != 0 {
 		t.Errorf("the daemon was asked %d times", len(seen))
 	}
+}
+
+// TestTooMuch: what does not fit into a request is refused for good.
+func TestTooMuch(t *testing.T) {
+	t.Parallel()
+	d := startFake(t, fine)
+	var groups, valid strings.Builder
+	for i := range 30000 {
+		fmt.Fprintf(&groups, `,"ff05:%x:ffff:ffff:ffff:ffff:ffff:ffff"`, i)
+		fmt.Fprintf(&valid, `,{"containerID":"c%d","ifname":"eth0"}`, i)
+	}
+	keys := `,"limits":{"groups":100000},"groups":[` + groups.String()[1:] + `]` + prevResult
+	invocation{verb: "ADD", runDir: d.runDir, keys: keys}.run(t).wants(t, 7, "add: a request of ", "1048576", "fewer")
+	keys = `,"cni.dev/valid-attachments":[` + valid.String()[1:] + `]`
+	invocation{verb: "GC", runDir: d.runDir, keys: keys}.run(t).wants(t, 7, "gc: a request of ", "1048576")
 }
 
 func TestDaemonErrorsKeepTheirCode(t *testing.T) {

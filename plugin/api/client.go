@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"time"
 
+	"github.com/containernetworking/cni/pkg/types"
 	"golang.org/x/sys/unix"
 )
 
@@ -50,7 +51,7 @@ func NotRunning(err error) bool {
 }
 
 // Call sends one request and waits for its answer until ctx ends. The descriptors of the request go with it and
-// stay the caller's. The error is about the exchange; what the daemon thinks of the request is in Answer.Error.
+// stay the caller's. The error is about the exchange, a *types.Error if the request is longer than MaxLine; what the daemon thinks of the request is in Answer.Error.
 // After an error the client is of no further use.
 func (c *Client) Call(ctx context.Context, r *Request) (*Answer, error) {
 	if err := ctx.Err(); err != nil {
@@ -83,6 +84,10 @@ func (c *Client) call(r *Request) (*Answer, error) {
 	line, err := json.Marshal(w)
 	if err != nil {
 		return nil, err
+	}
+	if n := len(line) + 1; n > MaxLine {
+		return nil, types.NewError(types.ErrInvalidNetworkConfig, // what makes it long; to try again does not help
+			fmt.Sprintf("%s: a request of %d bytes: at most %d are sent: name fewer groups, sources or attachments", r.Op, n, MaxLine), "")
 	}
 	err = writeLine(c.conn, line, fds)
 	runtime.KeepAlive(r) // its files, whose numbers were in use until here

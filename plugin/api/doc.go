@@ -17,8 +17,8 @@
 // version or a key that a side does not know is an error and never a guess.
 //
 // Settings are the part of a network's configuration that the daemon acts on. ParseSettings turns the
-// configuration's keys into them and fills in every default, so what travels and what is stored is complete and
-// two of them can be compared. Their rules live here because the plugin checks them before it troubles the
+// configuration's keys, and what the container itself asks for, into them and fills in every default, so what
+// travels and what is stored is complete and two of them can be compared. Their rules live here because the plugin checks them before it troubles the
 // daemon, and the daemon checks them again because it trusts no client.
 //
 // A client:
