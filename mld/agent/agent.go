@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -101,7 +102,7 @@ type Agent struct {
 	calls    chan func()
 	packets  chan heard
 	consumed chan struct{} // answers packets: the buffer may be used again
-	links    chan link.State
+	links    chan struct{} // the state of the link has changed
 	changes  chan []kernel.Change
 	failures chan error // of a reader: the end of the agent
 	stopping chan struct{}
@@ -222,7 +223,7 @@ func newAgent(cfg Config, w wire, mirror memberships, mute *kernel.Mute) (*Agent
 		calls:    make(chan func()),
 		packets:  make(chan heard),
 		consumed: make(chan struct{}),
-		links:    make(chan link.State),
+		links:    make(chan struct{}),
 		changes:  make(chan []kernel.Change),
 		failures: make(chan error, 3), // one for each reader
 		stopping: make(chan struct{}),
@@ -301,10 +302,11 @@ func (a *Agent) own() {
 		case h := <-a.packets:
 			a.receive(h)
 			a.consumed <- struct{}{}
-		case s := <-a.links:
-			a.setLink(time.Now(), s)
+		case <-a.links:
+			_ = a.look()
 		case changes := <-a.changes:
 			if a.leaving == nil {
+				a.lookAfter(changes)
 				a.kernelChanged(time.Now(), changes)
 			}
 		case call := <-a.calls:
@@ -397,8 +399,32 @@ func (w *warning) due(now time.Time) bool {
 	return true
 }
 
+// look reads the state of the link, so that what follows is said as the link is now. It fails when the interface has
+// gone, which a reader will tell.
+func (a *Agent) look() error {
+	s, err := a.wire.State()
+	if err == nil && !s.Equal(a.link) {
+		a.setLink(time.Now(), s)
+	}
+	return err
+}
+
+// lookAfter looks at the link if a solicited-node address has come or gone, and with it a unicast address: nothing is to
+// be said from one that has gone a moment ago.
+func (a *Agent) lookAfter(changes []kernel.Change) {
+	if slices.ContainsFunc(changes, func(c kernel.Change) bool { return solicitedNode.Contains(c.Addr) }) {
+		_ = a.look()
+	}
+}
+
+// solicitedNode are the solicited-node multicast addresses (RFC 4291 section 2.7.1).
+var solicitedNode = netip.MustParsePrefix("ff02::1:ff00:0/104")
+
 func (a *Agent) setLink(now time.Time, s link.State) {
 	a.notice(Event{Kind: EventLink, Link: s, Before: a.link})
+	if a.link.Up && s.Up && a.link.Downs != s.Downs {
+		a.listener.SetSource(now, netip.Addr{}) // it was down for a moment: whoever hears us now may be somebody else
+	}
 	a.link = s
 	a.seen.Store(&s)
 	a.listener.SetMTU(s.MTU)
@@ -453,13 +479,12 @@ func (a *Agent) readPackets() {
 
 func (a *Agent) watchLink() {
 	for {
-		s, err := a.wire.Watch()
-		if err != nil {
+		if _, err := a.wire.Watch(); err != nil {
 			a.fail(err)
 			return
 		}
 		select {
-		case a.links <- s:
+		case a.links <- struct{}{}:
 		case <-a.stopping:
 			return
 		}

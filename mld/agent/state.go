@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -33,10 +34,13 @@ type Querier struct {
 	Heard   time.Time
 }
 
-// State returns the state. It fails only if the agent or ctx has ended.
+// State returns the state, that of the link as it is now. It fails only if the agent or ctx has ended, or with an error
+// that wraps [link.ErrGone].
 func (a *Agent) State(ctx context.Context) (State, error) {
 	var s State
+	var gone error
 	err := a.do(ctx, func() {
+		gone = a.look()
 		s = State{
 			Link:          a.link,
 			KernelReports: Keep,
@@ -54,7 +58,7 @@ func (a *Agent) State(ctx context.Context) (State, error) {
 			s.KernelReports = Mute
 		}
 	})
-	if err != nil || a.mute == nil {
+	if err = errors.Join(err, gone); err != nil || a.mute == nil {
 		return s, err
 	}
 	s.Muted, err = a.mute.Dropped()
@@ -123,7 +127,7 @@ func (a *Agent) wake() {
 }
 
 func (a *Agent) unreported(addrs []netip.Addr) []netip.Addr {
-	if !a.link.Up || !a.link.IPv6 || !a.link.Source.IsValid() {
+	if a.link.Obstacle() != "" {
 		return addrs
 	}
 	return slices.DeleteFunc(slices.Clone(addrs), a.voice.reported)

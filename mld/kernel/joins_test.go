@@ -367,3 +367,48 @@ func TestJoinsWithSourcesOnManySockets(t *testing.T) {
 	}
 	want(nil)
 }
+
+// What the kernel has forgotten with IPv6 is joined again with its filter, and nothing is left that it still has.
+func TestRestore(t *testing.T) {
+	t.Parallel()
+	e := pod(t)
+	j := newJoins(t, e)
+	source := netip.MustParseAddr("fd00::1")
+	lost, filtered := addrs(2)[0], addrs(2)[1]
+	if err := errors.Join(j.Join(lost), j.JoinInclude(filtered, source)); err != nil {
+		t.Fatal(err)
+	}
+	mtu := func(octets string) {
+		t.Helper()
+		if out, err := e.Node().Command(t.Context(), "ip", "link", "set", "dev", e.Name(), "mtu", octets).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	mtu("1000")
+	if err := j.Restore(); err == nil || !strings.Contains(err.Error(), "MTU") {
+		t.Errorf("restored without IPv6: %v", err)
+	}
+	mtu("1500")
+	if held := igmp6(t, e.Node(), e.Index()); held[lost] || held[filtered] {
+		t.Fatalf("the kernel has not forgotten: %v", held)
+	}
+	mirror := follow(t, e, nil)
+	mirror.equal(e)
+	for range 2 { // once is enough
+		if err := j.Restore(); err != nil {
+			t.Fatal(err)
+		}
+		if held := igmp6(t, e.Node(), e.Index()); !held[lost] || !held[filtered] {
+			t.Fatalf("not joined again: %v", held)
+		}
+	}
+	if diff := cmp.Diff(map[netip.Addr][2]int{source: {1, 0}}, filtersOf(t, e.Node(), e.Index())[filtered]); diff != "" {
+		t.Errorf("mcfilter6 (-want +got):\n%s", diff)
+	}
+	if err := j.Leave(lost); err != nil {
+		t.Fatal(err)
+	}
+	if igmp6(t, e.Node(), e.Index())[lost] {
+		t.Error("joined twice")
+	}
+}

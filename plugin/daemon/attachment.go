@@ -113,7 +113,9 @@ func (d *Daemon) attach(ctx context.Context, t *target, r *api.Request, old *att
 	case a.iface != i:
 		// The former sockets hold their groups until the new ones do; the namespace that they came from is closed.
 		defer d.closeJoins(a.key, a.joins)
+		d.mu.Lock()
 		a.iface, a.joins = i, kernel.NewJoins(i.netns, i.id.index)
+		d.mu.Unlock()
 		clear(a.told)
 	}
 	d.declare(a, a.settings, r.Settings)

@@ -131,7 +131,12 @@ func (d *Daemon) start(t *target, v voice) (*iface, error) {
 		},
 		KernelReports: kernelReports[v.kernelReports],
 		Logger:        d.log.With("netns", t.id.netns, "ifname", t.name),
-		Observe:       func(e agent.Event) { d.observe(i, e) },
+		Observe: func(e agent.Event) {
+			d.observe(i, e)
+			if e.Kind == agent.EventLink && restarted(e.Before, e.Link) {
+				go d.restore(i.id)
+			}
+		},
 	})
 	if err != nil {
 		return nil, startError(t.name, err)
@@ -158,6 +163,36 @@ func startError(name string, err error) error {
 		return types.NewError(types.ErrTryAgainLater, fmt.Sprintf("interface %s went away during ADD: %v", name, err), "")
 	}
 	return err
+}
+
+// restarted tells whether IPv6 may have begun anew between two states of an interface.
+func restarted(before, now link.State) bool {
+	return before.Name != "" && now.IPv6 && (!before.IPv6 || before.Restarts != now.Restarts)
+}
+
+// restore joins the groups with delivery again after IPv6 has begun anew on an interface.
+func (d *Daemon) restore(id interfaceID) {
+	ctx, cancel := context.WithTimeout(context.Background(), workTimeout)
+	defer cancel()
+	leave, err := d.changing.enter(ctx, id)
+	if err != nil {
+		d.log.Warn("groups not joined again", "netns", id.netns, "ifindex", id.index, "err", err)
+		return
+	}
+	defer leave()
+	joins := make(map[api.Attachment]*kernel.Joins)
+	d.mu.Lock()
+	for key, a := range d.attachments {
+		if a.iface.id == id {
+			joins[key] = a.joins
+		}
+	}
+	d.mu.Unlock()
+	for key, j := range joins {
+		if err := j.Restore(); err != nil {
+			d.log.Warn("groups not joined again", "attachment", key, "err", err)
+		}
+	}
 }
 
 // reap waits for the end of an agent and lets go of the namespace, which would live on with all that is in it.
