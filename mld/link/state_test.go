@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/seed-aaab8e3a/cni-mld/mld/link"
 	"github.com/seed-aaab8e3a/cni-mld/netnslab"
@@ -110,11 +111,33 @@ func TestWatchIPv6WithoutAddress(t *testing.T) {
 	run(t, host, "ip", "link", "set", "eth0", "addrgenmode", "none")
 	host.DelAddr(netip.PrefixFrom(src, 64))
 	watchUntil(t, l, "no address", func(s link.State) bool { return s.Up && s.IPv6 && !s.Source.IsValid() })
-	for range 3 {
-		host.Node().SetSysctl("net/ipv6/conf/eth0/disable_ipv6", "1")
-		watchUntil(t, l, "IPv6 off", func(s link.State) bool { return !s.IPv6 })
-		host.Node().SetSysctl("net/ipv6/conf/all/disable_ipv6", "0")
-		watchUntil(t, l, "IPv6 on", func(s link.State) bool { return s.IPv6 })
+	states := make(chan link.State)
+	go func() {
+		defer close(states)
+		for {
+			s, err := l.Watch()
+			if err != nil {
+				return // closed with the test
+			}
+			states <- s
+		}
+	}()
+	for _, off := range []bool{true, false, true, false} {
+		for range 20 { // meanwhile Watch has looked, found nothing new, and waits for an event
+			if _, err := l.State(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		value := map[bool]string{true: "1", false: "0"}[off]
+		host.Node().SetSysctl("net/ipv6/conf/eth0/disable_ipv6", value)
+		select {
+		case s := <-states:
+			if s.IPv6 == off {
+				t.Fatalf("disable_ipv6 %s: %+v", value, s)
+			}
+		case <-time.After(patience):
+			t.Fatalf("disable_ipv6 %s: not seen", value)
+		}
 	}
 }
 
