@@ -68,6 +68,7 @@ type Config struct {
 	// beside what the kernel holds.
 	Resume   bool
 	Standing []Subscription
+	Mute     *kernel.Mute // of the interface, if Release of the agent before has returned one: Start takes it over
 	Logger   *slog.Logger // nil: nothing is logged
 	Observe  func(Event)  // nil: nobody is told what happens; see [Event]
 }
@@ -150,11 +151,11 @@ type heard struct {
 func Start(cfg Config) (*Agent, error) {
 	w, err := link.Open(cfg.Netns, cfg.Index)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, closeMute(cfg.Mute))
 	}
 	a, err := start(cfg, w)
 	if err != nil {
-		return nil, errors.Join(err, w.Close())
+		return nil, errors.Join(err, w.Close(), closeMute(cfg.Mute))
 	}
 	return a, nil
 }
@@ -194,15 +195,20 @@ func start(cfg Config, w wire) (*Agent, error) {
 // newMute mutes the kernel as configured; nil means that its reports are kept.
 func newMute(cfg Config) (*kernel.Mute, error) {
 	if cfg.KernelReports == Keep {
-		return nil, nil
+		return nil, closeMute(cfg.Mute)
 	}
 	options := kernel.MuteOptions{Sources: cfg.Listener.Version != mld.Version1}
 	if !options.Sources { // MLDv1 has no sources; then events are enough
 		options.Hints = !kernel.HasEvents(cfg.Netns)
 	}
-	mute, err := kernel.NewMute(cfg.Netns, cfg.Index, options)
+	mute, err := cfg.Mute, error(nil)
+	if mute != nil {
+		err = mute.Renew(options)
+	} else {
+		mute, err = kernel.NewMute(cfg.Netns, cfg.Index, options)
+	}
 	if errors.Is(err, kernel.ErrCannotMute) && cfg.KernelReports == Auto {
-		return nil, nil
+		return nil, closeMute(cfg.Mute)
 	}
 	return mute, err
 }
@@ -582,6 +588,13 @@ func (a *Agent) Stop(ctx context.Context) error {
 // what it holds.
 func (a *Agent) Close() {
 	_ = a.do(context.Background(), func() { a.quit = true }) // an agent that has ended is closed
+}
+
+// Release is Close for an agent that another one of the same interface is to follow. It returns the mute, for that one's
+// Config, so that nothing is heard of the kernel in between; nil if there is none, or the agent has ended already.
+func (a *Agent) Release() (mute *kernel.Mute) {
+	_ = a.do(context.Background(), func() { mute, a.mute, a.quit = a.mute, nil, true })
+	return mute
 }
 
 // Done is closed when the agent has ended and let go of everything.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/seed-aaab8e3a/cni-mld/mld"
+	"github.com/seed-aaab8e3a/cni-mld/mld/kernel"
 	"github.com/seed-aaab8e3a/cni-mld/mld/link"
 	"github.com/seed-aaab8e3a/cni-mld/mld/listener"
 )
@@ -39,8 +40,9 @@ type Querier struct {
 func (a *Agent) State(ctx context.Context) (State, error) {
 	var s State
 	var gone error
+	var mute *kernel.Mute
 	err := a.do(ctx, func() {
-		gone = a.look()
+		gone, mute = a.look(), a.mute
 		s = State{
 			Link:          a.link,
 			KernelReports: Keep,
@@ -54,14 +56,14 @@ func (a *Agent) State(ctx context.Context) (State, error) {
 			Rejected:   a.rejected,
 			SendErrors: a.sendErrs,
 		}
-		if a.mute != nil {
+		if mute != nil {
 			s.KernelReports = Mute
 		}
 	})
-	if err = errors.Join(err, gone); err != nil || a.mute == nil {
+	if err = errors.Join(err, gone); err != nil || mute == nil {
 		return s, err
 	}
-	s.Muted, err = a.mute.Dropped()
+	s.Muted, err = mute.Dropped()
 	return s, err
 }
 

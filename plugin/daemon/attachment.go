@@ -138,6 +138,7 @@ func (d *Daemon) interfaceFor(ctx context.Context, t *target, s *api.Settings, o
 	d.mu.Unlock()
 
 	v := voiceOf(s)
+	var mute *kernel.Mute
 	switch {
 	case i != nil && shared && i.voice != v:
 		return nil, types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf(
@@ -150,11 +151,12 @@ func (d *Daemon) interfaceFor(ctx context.Context, t *target, s *api.Settings, o
 				return nil, err
 			}
 		}
-		if err := i.end(ctx); err != nil {
+		var err error
+		if mute, err = i.release(ctx); err != nil {
 			return nil, err
 		}
 	}
-	next, err := d.start(t, v)
+	next, err := d.start(t, v, mute)
 	if err == nil && old != nil {
 		d.mu.Lock()
 		next.attachments, next.lastID = 1, old.id

@@ -115,8 +115,8 @@ func (i *iface) alive() bool {
 	}
 }
 
-// start puts an agent to work on the interface.
-func (d *Daemon) start(t *target, v voice) (*iface, error) {
+// start puts an agent to work on the interface, with the mute of the one before if there is one.
+func (d *Daemon) start(t *target, v voice, mute *kernel.Mute) (*iface, error) {
 	i := &iface{id: t.id, name: t.name, netns: t.netns, voice: v}
 	i.shown.Store(&label{netns: t.path, attachments: []api.Attachment{t.key}})
 	a, err := agent.Start(agent.Config{
@@ -131,6 +131,7 @@ func (d *Daemon) start(t *target, v voice) (*iface, error) {
 		},
 		KernelReports: kernelReports[v.kernelReports],
 		Logger:        d.log.With("netns", t.id.netns, "ifname", t.name),
+		Mute:          mute,
 		Observe: func(e agent.Event) {
 			d.observe(i, e)
 			if e.Kind == agent.EventLink && restarted(e.Before, e.Link) {
@@ -214,6 +215,20 @@ func (d *Daemon) reap(i *iface) {
 // end waits until an agent that is on its way out has let go of the interface.
 func (i *iface) end(ctx context.Context) error {
 	i.agent.Close()
+	return i.ended(ctx)
+}
+
+// release is end for an agent that another one is to follow, and returns its mute, which may be nil.
+func (i *iface) release(ctx context.Context) (*kernel.Mute, error) {
+	mute := i.agent.Release()
+	err := i.ended(ctx)
+	if err != nil && mute != nil {
+		err = errors.Join(err, mute.Close())
+	}
+	return mute, err
+}
+
+func (i *iface) ended(ctx context.Context) error {
 	select {
 	case <-i.agent.Done():
 		return nil
