@@ -25,7 +25,7 @@ func TestCheck(t *testing.T) {
 		{
 			name:  "interface down",
 			spoil: func(_ *testing.T, _ *segment, alice *container) { alice.eth0.SetDown() },
-			code:  api.CodeNotReady, text: []string{"interface eth0", "is down"},
+			code:  api.CodeNotReady, text: []string{"interface eth0", "the link is down"},
 			mend: func(s *segment, alice *container) {
 				alice.eth0.SetUp()
 				alice.eth0.LinkLocal() // the kernel takes up to a second to notice the carrier

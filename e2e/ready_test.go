@@ -157,9 +157,9 @@ func TestReadyTimeout(t *testing.T) {
 	}{
 		{"auto, no entry", "auto", quiet, blocked, 0, "no entry for [ff05::a]"},
 		{"auto, no report", "auto", netnslab.BridgeOptions{}, tentative, 0, "no valid link-local address"},
-		{"mdb, no entry", "mdb", quiet, blocked, api.CodeNotReady, "no entry for [ff05::a]"},
-		{"mdb, no snooping", "mdb", netnslab.BridgeOptions{NoSnooping: true}, blocked, api.CodeNotReady, "snooping"},
-		{"mdb, no bridge", "mdb", quiet, cable, api.CodeNotReady, "not a port of a bridge"},
+		{"mdb, no entry", "mdb", quiet, blocked, api.CodeNotReady, "not ready after 300ms: cni0 port alice: no entry for [ff05::a]"},
+		{"mdb, no snooping", "mdb", netnslab.BridgeOptions{NoSnooping: true}, blocked, api.CodeNotReady, "not ready: bridge cni0: snooping is off"},
+		{"mdb, no bridge", "mdb", quiet, cable, api.CodeNotReady, "not ready: link far: not a port of a bridge"},
 		{"report", "report", quiet, tentative, api.CodeNotReady, "no valid link-local address"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

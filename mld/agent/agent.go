@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -67,6 +68,7 @@ type Config struct {
 	// beside what the kernel holds.
 	Resume   bool
 	Standing []Subscription
+	Mute     *kernel.Mute // of the interface, if Release of the agent before has returned one: Start takes it over
 	Logger   *slog.Logger // nil: nothing is logged
 	Observe  func(Event)  // nil: nobody is told what happens; see [Event]
 }
@@ -101,7 +103,7 @@ type Agent struct {
 	calls    chan func()
 	packets  chan heard
 	consumed chan struct{} // answers packets: the buffer may be used again
-	links    chan link.State
+	links    chan struct{} // the state of the link has changed
 	changes  chan []kernel.Change
 	failures chan error // of a reader: the end of the agent
 	stopping chan struct{}
@@ -149,11 +151,11 @@ type heard struct {
 func Start(cfg Config) (*Agent, error) {
 	w, err := link.Open(cfg.Netns, cfg.Index)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, closeMute(cfg.Mute))
 	}
 	a, err := start(cfg, w)
 	if err != nil {
-		return nil, errors.Join(err, w.Close())
+		return nil, errors.Join(err, w.Close(), closeMute(cfg.Mute))
 	}
 	return a, nil
 }
@@ -193,15 +195,20 @@ func start(cfg Config, w wire) (*Agent, error) {
 // newMute mutes the kernel as configured; nil means that its reports are kept.
 func newMute(cfg Config) (*kernel.Mute, error) {
 	if cfg.KernelReports == Keep {
-		return nil, nil
+		return nil, closeMute(cfg.Mute)
 	}
 	options := kernel.MuteOptions{Sources: cfg.Listener.Version != mld.Version1}
 	if !options.Sources { // MLDv1 has no sources; then events are enough
 		options.Hints = !kernel.HasEvents(cfg.Netns)
 	}
-	mute, err := kernel.NewMute(cfg.Netns, cfg.Index, options)
+	mute, err := cfg.Mute, error(nil)
+	if mute != nil {
+		err = mute.Renew(options)
+	} else {
+		mute, err = kernel.NewMute(cfg.Netns, cfg.Index, options)
+	}
 	if errors.Is(err, kernel.ErrCannotMute) && cfg.KernelReports == Auto {
-		return nil, nil
+		return nil, closeMute(cfg.Mute)
 	}
 	return mute, err
 }
@@ -222,7 +229,7 @@ func newAgent(cfg Config, w wire, mirror memberships, mute *kernel.Mute) (*Agent
 		calls:    make(chan func()),
 		packets:  make(chan heard),
 		consumed: make(chan struct{}),
-		links:    make(chan link.State),
+		links:    make(chan struct{}),
 		changes:  make(chan []kernel.Change),
 		failures: make(chan error, 3), // one for each reader
 		stopping: make(chan struct{}),
@@ -301,10 +308,11 @@ func (a *Agent) own() {
 		case h := <-a.packets:
 			a.receive(h)
 			a.consumed <- struct{}{}
-		case s := <-a.links:
-			a.setLink(time.Now(), s)
+		case <-a.links:
+			_ = a.look()
 		case changes := <-a.changes:
 			if a.leaving == nil {
+				a.lookAfter(changes)
 				a.kernelChanged(time.Now(), changes)
 			}
 		case call := <-a.calls:
@@ -397,8 +405,32 @@ func (w *warning) due(now time.Time) bool {
 	return true
 }
 
+// look reads the state of the link, so that what follows is said as the link is now. It fails when the interface has
+// gone, which a reader will tell.
+func (a *Agent) look() error {
+	s, err := a.wire.State()
+	if err == nil && !s.Equal(a.link) {
+		a.setLink(time.Now(), s)
+	}
+	return err
+}
+
+// lookAfter looks at the link if a solicited-node address has come or gone, and with it a unicast address: nothing is to
+// be said from one that has gone a moment ago.
+func (a *Agent) lookAfter(changes []kernel.Change) {
+	if slices.ContainsFunc(changes, func(c kernel.Change) bool { return solicitedNode.Contains(c.Addr) }) {
+		_ = a.look()
+	}
+}
+
+// solicitedNode are the solicited-node multicast addresses (RFC 4291 section 2.7.1).
+var solicitedNode = netip.MustParsePrefix("ff02::1:ff00:0/104")
+
 func (a *Agent) setLink(now time.Time, s link.State) {
 	a.notice(Event{Kind: EventLink, Link: s, Before: a.link})
+	if a.link.Up && s.Up && a.link.Downs != s.Downs {
+		a.listener.SetSource(now, netip.Addr{}) // it was down for a moment: whoever hears us now may be somebody else
+	}
 	a.link = s
 	a.seen.Store(&s)
 	a.listener.SetMTU(s.MTU)
@@ -453,13 +485,12 @@ func (a *Agent) readPackets() {
 
 func (a *Agent) watchLink() {
 	for {
-		s, err := a.wire.Watch()
-		if err != nil {
+		if _, err := a.wire.Watch(); err != nil {
 			a.fail(err)
 			return
 		}
 		select {
-		case a.links <- s:
+		case a.links <- struct{}{}:
 		case <-a.stopping:
 			return
 		}
@@ -557,6 +588,13 @@ func (a *Agent) Stop(ctx context.Context) error {
 // what it holds.
 func (a *Agent) Close() {
 	_ = a.do(context.Background(), func() { a.quit = true }) // an agent that has ended is closed
+}
+
+// Release is Close for an agent that another one of the same interface is to follow. It returns the mute, for that one's
+// Config, so that nothing is heard of the kernel in between; nil if there is none, or the agent has ended already.
+func (a *Agent) Release() (mute *kernel.Mute) {
+	_ = a.do(context.Background(), func() { mute, a.mute, a.quit = a.mute, nil, true })
+	return mute
 }
 
 // Done is closed when the agent has ended and let go of everything.

@@ -583,6 +583,34 @@ func TestK77_LinkDownAndUp(t *testing.T) {
 	}
 }
 
+// TestMomentsOfTheLink: what was different for a moment, and is as it was when the agent looks.
+func TestMomentsOfTheLink(t *testing.T) {
+	setup{standing: joined(group), listener: listener.Config{Robustness: 1}}.run(t, func(r *rig) {
+		r.settle()
+		flapped := ready
+		flapped.Downs++
+		r.port.SetState(flapped)
+		r.wantSent("the carrier was lost", "Report ff05::4321")
+		renamed := flapped
+		renamed.Name, renamed.HardwareAddr, renamed.MTU = "net1", []byte{2, 0, 0, 0, 0, 1}, 9000
+		r.port.SetState(renamed)
+		r.wantSent("nothing that the wire could know")
+
+		// The kernel's change comes before the news of the link.
+		solicited := netip.MustParseAddr("ff02::1:ff00:a")
+		r.kernel.Tell(joined(solicited)...)
+		r.wantSent("an address", "Report ff02::1:ff00:a")
+		off := renamed
+		off.IPv6, off.Source = false, netip.Addr{}
+		r.port.SetStateUnseen(off)
+		r.kernel.Tell(left(solicited)...)
+		r.wantSent("the address has gone, and nothing can be said")
+		r.port.SetStateUnseen(renamed)
+		r.kernel.Tell(joined(solicited)...)
+		r.wantSent("and is back", "Report ff02::1:ff00:a", "Report ff05::4321")
+	})
+}
+
 // TestK74_Subscribers: the kernel is one subscriber among others, and the last one to leave makes the Done.
 func TestK74_Subscribers(t *testing.T) {
 	setup{standing: joined(mld.AllNodes, group)}.run(t, func(r *rig) {

@@ -96,12 +96,8 @@ func (a *Agent) words(why Unreported) string {
 	switch why {
 	case NeverReported:
 		return "ff02::1 and addresses of scope 0 and 1 are never reported"
-	case IPv6Off:
-		return fmt.Sprintf("IPv6 is off, see sysctl net.ipv6.conf.%s.disable_ipv6", a.link.Name)
-	case LinkDown:
-		return "the link is down"
-	case NoLinkLocal:
-		return "there is no valid link-local address yet, see ip -6 addr show dev " + a.link.Name
+	case IPv6Off, LinkDown, NoLinkLocal:
+		return a.link.Obstacle()
 	case Refused:
 		return fmt.Sprintf("the interface refused %d packets, the last one because of: %v", a.sendErrs, a.lastSendErr)
 	case ReportDue:

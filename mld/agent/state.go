@@ -2,12 +2,14 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"time"
 
 	"github.com/seed-aaab8e3a/cni-mld/mld"
+	"github.com/seed-aaab8e3a/cni-mld/mld/kernel"
 	"github.com/seed-aaab8e3a/cni-mld/mld/link"
 	"github.com/seed-aaab8e3a/cni-mld/mld/listener"
 )
@@ -33,10 +35,14 @@ type Querier struct {
 	Heard   time.Time
 }
 
-// State returns the state. It fails only if the agent or ctx has ended.
+// State returns the state, that of the link as it is now. It fails only if the agent or ctx has ended, or with an error
+// that wraps [link.ErrGone].
 func (a *Agent) State(ctx context.Context) (State, error) {
 	var s State
+	var gone error
+	var mute *kernel.Mute
 	err := a.do(ctx, func() {
+		gone, mute = a.look(), a.mute
 		s = State{
 			Link:          a.link,
 			KernelReports: Keep,
@@ -50,14 +56,14 @@ func (a *Agent) State(ctx context.Context) (State, error) {
 			Rejected:   a.rejected,
 			SendErrors: a.sendErrs,
 		}
-		if a.mute != nil {
+		if mute != nil {
 			s.KernelReports = Mute
 		}
 	})
-	if err != nil || a.mute == nil {
+	if err = errors.Join(err, gone); err != nil || mute == nil {
 		return s, err
 	}
-	s.Muted, err = a.mute.Dropped()
+	s.Muted, err = mute.Dropped()
 	return s, err
 }
 
@@ -123,7 +129,7 @@ func (a *Agent) wake() {
 }
 
 func (a *Agent) unreported(addrs []netip.Addr) []netip.Addr {
-	if !a.link.Up || !a.link.IPv6 || !a.link.Source.IsValid() {
+	if a.link.Obstacle() != "" {
 		return addrs
 	}
 	return slices.DeleteFunc(slices.Clone(addrs), a.voice.reported)

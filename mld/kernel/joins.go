@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"math/bits"
 	"net"
 	"net/netip"
@@ -240,6 +241,33 @@ func (j *Joins) leave(addr netip.Addr, s *joinSocket) error {
 		return fmt.Errorf("leave %s on %s: %w", addr, j.name(), err)
 	}
 	return nil
+}
+
+// Restore joins again what the kernel has forgotten: with an MTU that is too small for IPv6 all memberships of the
+// interface go, and they do not come back, although their sockets still have them. What the kernel has is left alone.
+func (j *Joins) Restore() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.closed {
+		return net.ErrClosed
+	}
+	held, err := readMemberships(j.ns, j.index)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, addr := range slices.SortedFunc(maps.Keys(j.joined), netip.Addr.Compare) {
+		if _, ok := held[addr]; ok {
+			continue
+		}
+		m := j.joined[addr]
+		if err := j.leave(addr, m.socket); err != nil {
+			errs = append(errs, err)
+		} else if err := m.socket.join(j.index, addr, m.filter); err != nil {
+			errs = append(errs, j.joinError(addr, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Close leaves everything. Further calls do nothing.

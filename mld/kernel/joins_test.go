@@ -1,6 +1,7 @@
 package kernel_test
 
 import (
+	"bytes"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -13,7 +14,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/net/ipv6"
+	"golang.org/x/sys/unix"
 
 	"github.com/seed-aaab8e3a/cni-mld/mld"
 	"github.com/seed-aaab8e3a/cni-mld/mld/kernel"
@@ -366,4 +369,64 @@ func TestJoinsWithSourcesOnManySockets(t *testing.T) {
 		}
 	}
 	want(nil)
+}
+
+// What the kernel has forgotten with IPv6 is joined again with its filter, and nothing is left that it still has.
+func TestRestore(t *testing.T) {
+	t.Parallel()
+	e := pod(t)
+	j := newJoins(t, e)
+	source := netip.MustParseAddr("fd00::1")
+	lost, filtered := addrs(2)[0], addrs(2)[1]
+	if err := errors.Join(j.Join(lost), j.JoinInclude(filtered, source)); err != nil {
+		t.Fatal(err)
+	}
+	mtu := func(octets string) {
+		t.Helper()
+		if out, err := e.Node().Command(t.Context(), "ip", "link", "set", "dev", e.Name(), "mtu", octets).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	mtu("1000")
+	if err := j.Restore(); err == nil || !strings.Contains(err.Error(), "MTU") {
+		t.Errorf("restored without IPv6: %v", err)
+	}
+	mtu("1500")
+	if held := igmp6(t, e.Node(), e.Index()); held[lost] || held[filtered] {
+		t.Fatalf("the kernel has not forgotten: %v", held)
+	}
+	if err := j.Restore(); err != nil {
+		t.Fatal(err)
+	}
+	if held := igmp6(t, e.Node(), e.Index()); !held[lost] || !held[filtered] {
+		t.Fatalf("not joined again: %v", held)
+	}
+	var events *netlink.Conn
+	if err := e.Node().Do(func() (err error) {
+		events, err = netlink.Dial(unix.NETLINK_ROUTE, nil)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	defer events.Close()
+	const rtnlgrpIPv6MCAddr, rtmNewMulticast = 38, 56
+	if err := events.JoinGroup(rtnlgrpIPv6MCAddr); err != nil {
+		netnslab.Skip(t, "the kernel has no events of memberships")
+	}
+	if err := errors.Join(j.Restore(), j.Join(group)); err != nil {
+		t.Fatal(err)
+	}
+	messages, err := events.Receive()
+	if err != nil || messages[0].Header.Type != rtmNewMulticast || !bytes.Contains(messages[0].Data, group.AsSlice()) {
+		t.Errorf("the first event is %+v, %v: want the join of %v", messages, err, group)
+	}
+	if diff := cmp.Diff(map[netip.Addr][2]int{source: {1, 0}}, filtersOf(t, e.Node(), e.Index())[filtered]); diff != "" {
+		t.Errorf("mcfilter6 (-want +got):\n%s", diff)
+	}
+	if err := j.Leave(lost); err != nil {
+		t.Fatal(err)
+	}
+	if igmp6(t, e.Node(), e.Index())[lost] {
+		t.Error("joined twice")
+	}
 }

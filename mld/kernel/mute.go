@@ -73,7 +73,7 @@ func NewMute(ns *netns.Namespace, ifindex int, options MuteOptions) (*Mute, erro
 	if ifindex <= 0 {
 		return nil, fmt.Errorf("mute interface %d: no such index", ifindex)
 	}
-	batch, err := muteBatch(ifindex, options)
+	batch, err := muteBatch(ifindex, options, false)
 	if err != nil {
 		return nil, fmt.Errorf("mute interface %d: %w", ifindex, err)
 	}
@@ -140,7 +140,29 @@ func (m *Mute) install(batch []netlink.Message) error {
 	return fmt.Errorf("mute interface %d: %w", m.index, err)
 }
 
-// Dropped returns how many packets were dropped since NewMute. It is [net.ErrClosed] after Close.
+// Renew makes the mute one of other options, without a moment in which the kernel is heard. Dropped begins at 0 again if
+// they differ. On an error the mute is as it was.
+func (m *Mute) Renew(options MuteOptions) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case m.closed:
+		return net.ErrClosed
+	case options == m.options:
+		return nil
+	}
+	batch, err := muteBatch(m.index, options, true)
+	if err != nil {
+		return fmt.Errorf("mute interface %d: %w", m.index, err)
+	}
+	if err := m.install(batch); err != nil {
+		return err
+	}
+	m.options = options
+	return nil
+}
+
+// Dropped returns how many packets were dropped since NewMute or Renew. It is [net.ErrClosed] after Close.
 func (m *Mute) Dropped() (uint64, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -196,11 +218,11 @@ func tableName(ifindex int) string { return fmt.Sprintf("mld-%d", ifindex) }
 //	chain input   { iif I, ICMPv6 type 130: goto queries }
 //	chain queries { number of sources is 0: accept; drop }
 //
-// A packet that is not ICMPv6 costs one rule. Queries that are sent pass: a router in the namespace may be the querier.
+// If a table is there, of this socket, it goes in the same moment. A packet that is not ICMPv6 costs one rule. Queries that are sent pass: a router in the namespace may be the querier.
 //
 // The log has no limit, for what a limit holds back is lost without a word. What bounds it is the buffer of its
 // socket, and an overflow of that is told.
-func muteBatch(ifindex int, options MuteOptions) ([]netlink.Message, error) {
+func muteBatch(ifindex int, options MuteOptions, replace bool) ([]netlink.Message, error) {
 	const (
 		typeQuery, typeReport, typeReportV2 = 130, 131, 143
 		firstOther, lastOther               = 133, 142
@@ -229,6 +251,9 @@ func muteBatch(ifindex int, options MuteOptions) ([]netlink.Message, error) {
 	table := tableName(ifindex)
 	b := batch{table: table}
 	b.control(unix.NFNL_MSG_BATCH_BEGIN)
+	if replace {
+		b.add(unix.NFT_MSG_DELTABLE, 0, func(e *netlink.AttributeEncoder) { e.String(unix.NFTA_TABLE_NAME, table) })
+	}
 	b.add(unix.NFT_MSG_NEWTABLE, netlink.Excl, func(e *netlink.AttributeEncoder) {
 		e.String(unix.NFTA_TABLE_NAME, table)
 		e.Uint32(unix.NFTA_TABLE_FLAGS, nfTableFlagOwner)

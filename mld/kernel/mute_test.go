@@ -145,6 +145,60 @@ func TestMuteSilence(t *testing.T) {
 	}
 }
 
+// The kernel is not heard either while a mute becomes another one, though it never stops speaking: in version 1 it reports
+// within the system call.
+func TestMuteRenew(t *testing.T) {
+	t.Parallel()
+	e := pod(t)
+	e.LinkLocal()
+	e.Node().SetSysctl("net/ipv6/conf/eth0/force_mld_version", "1")
+	m := newMute(t, e, mutes)
+	c := e.Peer().Capture(netnslab.MLD)
+	silent(t, e, m, c, "renewals", func() {
+		renewed := make(chan struct{})
+		var speaker sync.WaitGroup
+		speaker.Go(func() {
+			for {
+				select {
+				case <-renewed:
+					return
+				default:
+					if err := e.Join(group).Close(); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			}
+		})
+		for range 50 {
+			for _, options := range []kernel.MuteOptions{sources, sources, hints, mutes} {
+				before := dropped(t, m)
+				netnslab.WaitFor(t, "a report that is dropped", patience, func() (bool, string) { return dropped(t, m) > before, "" })
+				if err := m.Renew(options); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		close(renewed)
+		speaker.Wait()
+	})
+	if rules := run(t, e.Node(), "nft", "list", "ruleset"); strings.Count(rules, "table") != 1 || strings.Contains(rules, "chain input") {
+		t.Errorf("the rules are now:\n%s", rules)
+	}
+	if err := m.Renew(sources); err != nil {
+		t.Fatal(err)
+	}
+	if rules := run(t, e.Node(), "nft", "list", "ruleset"); strings.Count(rules, "table") != 1 || !strings.Contains(rules, "chain input") {
+		t.Errorf("the rules are now:\n%s", rules)
+	}
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Renew(mutes); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("renewed after Close: %v", err)
+	}
+}
+
 func TestMuteDuplicateAddressDetection(t *testing.T) {
 	t.Parallel()
 	e := pod(t, netnslab.DAD, netnslab.Down)

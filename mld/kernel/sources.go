@@ -89,3 +89,27 @@ func sourceRow(line []byte) (index int, addr, source netip.Addr, excludes, ok bo
 	field()
 	return index, netip.AddrFrom16(a), netip.AddrFrom16(s), string(field()) != "0", true
 }
+
+// readMemberships reads which addresses the kernel has joined on an interface (/proc/net/igmp6).
+func readMemberships(ns *netns.Namespace, ifindex int) (map[netip.Addr]struct{}, error) {
+	var list []byte
+	err := ns.Do(func() (err error) {
+		list, err = os.ReadFile("/proc/thread-self/net/igmp6")
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read memberships: %w", err)
+	}
+	held := make(map[netip.Addr]struct{})
+	for line := range bytes.Lines(list) {
+		f := bytes.Fields(line) // index, name, address, and how it is joined
+		var addr [16]byte
+		if len(f) < 3 || string(f[0]) != strconv.Itoa(ifindex) || len(f[2]) != 2*len(addr) {
+			continue
+		}
+		if _, err := hex.Decode(addr[:], f[2]); err == nil {
+			held[netip.AddrFrom16(addr)] = struct{}{}
+		}
+	}
+	return held, nil
+}

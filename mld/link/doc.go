@@ -21,7 +21,9 @@
 // # State
 //
 // Watch is level-triggered: an event only says that it is worth looking again, and the state is then read
-// afresh. A lost event or a hundred at once therefore cannot leave a wrong picture behind.
-// One change has no event in Linux: switching IPv6 off on an interface that has no IPv6 address. It is seen
-// with the next event of the interface.
+// afresh. A lost event or a hundred at once therefore cannot leave a wrong picture behind. What was different for a
+// moment only is not seen, but for a loss of the carrier, which the kernel counts: behind the other end there may be
+// somebody else now.
+// Switching IPv6 off on an interface that has no IPv6 address is told by the route of multicast that goes with it, and
+// so by nothing where sysctl net.ipv6.route.skip_notify_on_dev_down is set.
 package link

@@ -1,6 +1,8 @@
 package link
 
 import (
+	"encoding/binary"
+
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 )
@@ -68,5 +70,27 @@ func mldFilter() ([]bpf.RawInstruction, error) {
 		22: bpf.JumpIf{Cond: bpf.JumpGreaterThan, Val: typeDone, SkipTrue: 1},
 		23: bpf.RetConstant{Val: 0xffff},
 		24: bpf.RetConstant{Val: 0},
+	})
+}
+
+// eventFilter passes all events but those of routes, of which it passes one: ff00::/8 of the table "local", which the
+// kernel gives to an interface when IPv6 is switched on there, and takes away when it is switched off. No other event
+// tells that of an interface without addresses.
+func eventFilter() ([]bpf.RawInstruction, error) {
+	const dstLenOffset, tableOffset = unix.SizeofNlMsghdr + 1, unix.SizeofNlMsghdr + 4 // in rtmsg
+	// A filter reads in network order, and the kernel has written in its own.
+	kind := func(v uint16) uint32 {
+		return uint32(binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, v)))
+	}
+	return bpf.Assemble([]bpf.Instruction{
+		0: bpf.LoadAbsolute{Off: 4, Size: 2},
+		1: bpf.JumpIf{Cond: bpf.JumpEqual, Val: kind(unix.RTM_NEWROUTE), SkipTrue: 1},
+		2: bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: kind(unix.RTM_DELROUTE), SkipTrue: 4},
+		3: bpf.LoadAbsolute{Off: dstLenOffset, Size: 1},
+		4: bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: 8, SkipTrue: 3},
+		5: bpf.LoadAbsolute{Off: tableOffset, Size: 1},
+		6: bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.RT_TABLE_LOCAL, SkipTrue: 1},
+		7: bpf.RetConstant{Val: 0xffff},
+		8: bpf.RetConstant{Val: 0},
 	})
 }

@@ -33,6 +33,7 @@ type Link struct {
 	eventsRaw syscall.RawConn
 	closed    atomic.Bool
 	gone      atomic.Bool
+	restarts  atomic.Uint32
 	takesAll  bool // the interface has no filter of group addresses
 	watched   bool // Watch has returned once
 
@@ -100,8 +101,15 @@ func (l *Link) open() error {
 	if l.eventsRaw, err = l.events.SyscallConn(); err != nil {
 		return fmt.Errorf("interface %d: route socket: %w", l.index, err)
 	}
+	if filter, err = eventFilter(); err != nil {
+		return fmt.Errorf("interface %d: assemble filter: %w", l.index, err)
+	}
+	if err := l.events.SetBPF(filter); err != nil {
+		return fmt.Errorf("interface %d: route socket: attach filter: %w", l.index, err)
+	}
 	for _, group := range []uint32{
 		unix.RTNLGRP_LINK, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV6_IFINFO, rtnlgrpIPv6Netconf,
+		unix.RTNLGRP_IPV6_ROUTE,
 	} {
 		if err := l.events.JoinGroup(group); err != nil {
 			return fmt.Errorf("interface %d: join event group %d: %w", l.index, group, err)

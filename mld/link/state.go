@@ -20,17 +20,46 @@ type State struct {
 	Index        int
 	HardwareAddr net.HardwareAddr
 	MTU          int        // octets
-	Up           bool       // administratively up and with carrier: able to send
+	AdminUp      bool       // set up by whoever administers it (ifAdminStatus of RFC 2863)
+	Up           bool       // operational: set up, with carrier, and taken into use by the kernel
+	Downs        uint32     // how often the carrier has been lost, which may have been for a moment (Linux 4.16)
 	Source       netip.Addr // a valid link-local address, or the zero Addr while there is none
+	Duplicate    netip.Addr // while there is no Source: a link-local address that another node has
 	IPv6         bool       // IPv6 is switched on, and the MTU is large enough for it
+	Restarts     uint32     // how often IPv6 may have begun anew, without the memberships of before
 	Kind         string     // the kernel's name of the kind of link, such as "veth"; empty for a network card
 	Ethernet     bool       // frames have an Ethernet header
 }
 
-func (s State) equal(o State) bool {
+// Equal tells whether two states are the same.
+func (s State) Equal(o State) bool {
 	return s.Name == o.Name && s.Index == o.Index && bytes.Equal(s.HardwareAddr, o.HardwareAddr) &&
-		s.MTU == o.MTU && s.Up == o.Up && s.Source == o.Source && s.IPv6 == o.IPv6 && s.Kind == o.Kind &&
-		s.Ethernet == o.Ethernet
+		s.MTU == o.MTU && s.AdminUp == o.AdminUp && s.Up == o.Up && s.Downs == o.Downs &&
+		s.Source == o.Source && s.Duplicate == o.Duplicate && s.IPv6 == o.IPv6 && s.Restarts == o.Restarts &&
+		s.Kind == o.Kind && s.Ethernet == o.Ethernet
+}
+
+// MinMTU is the smallest MTU that IPv6 works with, in octets (RFC 8200 section 5).
+const MinMTU = 1280
+
+// Obstacle says in words what keeps MLD messages from being sent from a valid link-local address, and is empty when
+// nothing does.
+func (s State) Obstacle() string {
+	switch {
+	case !s.IPv6 && s.MTU < MinMTU:
+		return fmt.Sprintf("there is no IPv6 with an MTU of %d octets: it takes %d", s.MTU, MinMTU)
+	case !s.IPv6:
+		return fmt.Sprintf("IPv6 is off, see sysctl net.ipv6.conf.%s.disable_ipv6", s.Name)
+	case !s.Up && !s.AdminUp:
+		return "the link is down, see ip link set dev " + s.Name + " up"
+	case !s.Up:
+		return "the link has no carrier: is its other end up?"
+	case s.Duplicate.IsValid():
+		return fmt.Sprintf("its link-local address %v is a duplicate: another node on the link has it", s.Duplicate)
+	case !s.Source.IsValid():
+		return "there is no valid link-local address yet, see ip -6 addr show dev " + s.Name
+	}
+	return ""
 }
 
 // Of the kernel's interface; neither package syscall nor x/sys has them.
@@ -89,7 +118,7 @@ func (l *Link) read() (s State, changed bool, err error) {
 	defer r.close()
 	s, err = readLink(r, l.index, "")
 	if err == nil {
-		s.Source, err = readSource(r, l.index)
+		s.Source, s.Duplicate, err = readSource(r, l.index)
 	}
 	if err != nil {
 		if errors.Is(err, unix.ENODEV) {
@@ -97,7 +126,8 @@ func (l *Link) read() (s State, changed bool, err error) {
 		}
 		return State{}, false, fmt.Errorf("interface %d: read state: %w", l.index, err)
 	}
-	changed = !s.equal(l.last)
+	s.Restarts = l.restarts.Load()
+	changed = !s.Equal(l.last)
 	l.last = s
 	l.setSource(s)
 	return s, changed, nil
@@ -144,11 +174,14 @@ func parseLink(b []byte) (State, error) {
 	if len(b) < unix.SizeofIfInfomsg {
 		return State{}, fmt.Errorf("a link of %d octets", len(b))
 	}
-	const running = unix.IFF_UP | unix.IFF_LOWER_UP
+	// IFF_RUNNING follows the carrier up to a second late, and only then the kernel begins with IPv6.
+	const running = unix.IFF_UP | unix.IFF_RUNNING | unix.IFF_LOWER_UP
+	flags := binary.NativeEndian.Uint32(b[8:])
 	s := State{
 		Ethernet: binary.NativeEndian.Uint16(b[2:]) == unix.ARPHRD_ETHER,
 		Index:    int(int32(binary.NativeEndian.Uint32(b[4:]))),
-		Up:       binary.NativeEndian.Uint32(b[8:])&running == running,
+		AdminUp:  flags&unix.IFF_UP != 0,
+		Up:       flags&running == running,
 	}
 	d, err := netlink.NewAttributeDecoder(b[unix.SizeofIfInfomsg:])
 	if err != nil {
@@ -162,6 +195,8 @@ func parseLink(b []byte) (State, error) {
 			s.HardwareAddr = bytes.Clone(d.Bytes())
 		case unix.IFLA_MTU:
 			s.MTU = int(d.Uint32())
+		case unix.IFLA_CARRIER_DOWN_COUNT:
+			s.Downs = d.Uint32()
 		case unix.IFLA_LINKINFO:
 			d.Nested(func(d *netlink.AttributeDecoder) error {
 				for d.Next() {
@@ -198,13 +233,13 @@ func parseIPv6(d *netlink.AttributeDecoder) bool {
 	return false
 }
 
-// readSource finds the address that MLD messages are sent from.
-func readSource(r *routeSocket, index int) (netip.Addr, error) {
+// readSource finds the address that MLD messages are sent from, or else a duplicate that cannot be it.
+func readSource(r *routeSocket, index int) (source, duplicate netip.Addr, err error) {
 	req := make([]byte, unix.SizeofIfAddrmsg)
 	req[0] = unix.AF_INET6
 	binary.NativeEndian.PutUint32(req[4:], uint32(index))
 	var best, deprecated netip.Addr
-	err := r.ask(unix.RTM_GETADDR, unix.NLM_F_DUMP, req, func(data []byte) error {
+	err = r.ask(unix.RTM_GETADDR, unix.NLM_F_DUMP, req, func(data []byte) error {
 		if len(data) < unix.SizeofIfAddrmsg || int(binary.NativeEndian.Uint32(data[4:])) != index {
 			return nil
 		}
@@ -213,7 +248,10 @@ func readSource(r *routeSocket, index int) (netip.Addr, error) {
 			return err
 		}
 		switch {
-		case !usable(addr, flags):
+		case !addr.IsLinkLocalUnicast():
+		case flags&unix.IFA_F_DADFAILED != 0:
+			duplicate = lower(duplicate, addr)
+		case !usable(flags):
 		case flags&unix.IFA_F_DEPRECATED != 0:
 			deprecated = lower(deprecated, addr)
 		default:
@@ -224,14 +262,16 @@ func readSource(r *routeSocket, index int) (netip.Addr, error) {
 	if !best.IsValid() {
 		best = deprecated
 	}
-	return best, err
+	if best.IsValid() {
+		duplicate = netip.Addr{}
+	}
+	return best, duplicate, err
 }
 
-// usable tells whether addr is a valid link-local address: a tentative one is not (RFC 3590 section 4), an
-// optimistic one is, though it is marked tentative as well (RFC 4429).
-func usable(addr netip.Addr, flags uint32) bool {
-	tentative := flags&unix.IFA_F_TENTATIVE != 0 && flags&unix.IFA_F_OPTIMISTIC == 0
-	return addr.IsLinkLocalUnicast() && !tentative && flags&unix.IFA_F_DADFAILED == 0
+// usable tells whether an address is valid: a tentative one is not (RFC 3590 section 4), an optimistic one is, though it
+// is marked tentative as well (RFC 4429).
+func usable(flags uint32) bool {
+	return flags&unix.IFA_F_TENTATIVE == 0 || flags&unix.IFA_F_OPTIMISTIC != 0
 }
 
 // lower is the lower of two addresses, so that the choice among several does not depend on their order.
@@ -278,6 +318,7 @@ func (l *Link) waitEvent() error {
 			case unix.EINTR:
 			case unix.ENOBUFS: // events were lost
 				concerned = true
+				l.restarts.Add(1)
 			case unix.EAGAIN:
 				return concerned
 			default:
@@ -306,6 +347,9 @@ func (l *Link) concerns(b []byte) bool {
 	}
 	kind, family := binary.NativeEndian.Uint16(b[4:]), b[unix.SizeofNlMsghdr]
 	index := b[unix.SizeofNlMsghdr+4:] // in ifinfomsg and ifaddrmsg alike
+	if kind == unix.RTM_NEWROUTE || kind == unix.RTM_DELROUTE {
+		return true // perhaps: the interface stands further behind
+	}
 	if kind == unix.RTM_NEWNETCONF || kind == unix.RTM_DELNETCONF {
 		if binary.NativeEndian.Uint16(index[2:]) != netconfIfindex {
 			return false
@@ -315,8 +359,11 @@ func (l *Link) concerns(b []byte) bool {
 	if int(int32(binary.NativeEndian.Uint32(index))) != l.index {
 		return false
 	}
-	if kind == unix.RTM_DELLINK && family == unix.AF_UNSPEC {
+	switch {
+	case kind == unix.RTM_DELLINK && family == unix.AF_UNSPEC:
 		_ = l.end()
+	case kind == unix.RTM_NEWNETCONF && family == unix.AF_INET6: // also at a new name
+		l.restarts.Add(1)
 	}
 	return true
 }

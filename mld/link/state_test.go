@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/seed-aaab8e3a/cni-mld/mld/link"
 	"github.com/seed-aaab8e3a/cni-mld/netnslab"
@@ -101,6 +102,94 @@ func TestWatch(t *testing.T) {
 	}
 }
 
+// Switching IPv6 off and on is seen where there is no address to tell of it, and no event but the one that the filter
+// of events lets through.
+func TestWatchIPv6WithoutAddress(t *testing.T) {
+	_, host := cable(t)
+	l := open(t, host)
+	src := host.LinkLocal()
+	run(t, host, "ip", "link", "set", "eth0", "addrgenmode", "none")
+	host.DelAddr(netip.PrefixFrom(src, 64))
+	watchUntil(t, l, "no address", func(s link.State) bool { return s.Up && s.IPv6 && !s.Source.IsValid() })
+	states := make(chan link.State)
+	go func() {
+		defer close(states)
+		for {
+			s, err := l.Watch()
+			if err != nil {
+				return // closed with the test
+			}
+			states <- s
+		}
+	}()
+	for _, off := range []bool{true, false, true, false} {
+		for range 20 { // meanwhile Watch has looked, found nothing new, and waits for an event
+			if _, err := l.State(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		value := map[bool]string{true: "1", false: "0"}[off]
+		host.Node().SetSysctl("net/ipv6/conf/eth0/disable_ipv6", value)
+		select {
+		case s := <-states:
+			if s.IPv6 == off {
+				t.Fatalf("disable_ipv6 %s: %+v", value, s)
+			}
+		case <-time.After(patience):
+			t.Fatalf("disable_ipv6 %s: not seen", value)
+		}
+	}
+}
+
+// A carrier that is lost for a moment, and IPv6 that ends and begins anew, are seen though everything is as it was.
+func TestWatchMoments(t *testing.T) {
+	peer, host := cable(t)
+	l := open(t, host)
+	src := host.LinkLocal()
+	ready := func(s link.State) bool { return s.Up && s.Source == src }
+	before := watchUntil(t, l, "the first state", ready)
+	peer.SetDown()
+	peer.SetUp()
+	s := watchUntil(t, l, "the carrier again", func(s link.State) bool { return ready(s) && s.Downs != before.Downs })
+	if s.Restarts != before.Restarts {
+		t.Errorf("IPv6 has begun anew: %+v", s)
+	}
+	run(t, host, "sh", "-c", "ip link set eth0 mtu 1279; ip link set eth0 mtu 1500")
+	after := watchUntil(t, l, "IPv6 anew", func(a link.State) bool { return ready(a) && a.MTU == 1500 && a.Restarts != s.Restarts })
+	if after.Downs != s.Downs {
+		t.Errorf("the carrier was lost: %+v", after)
+	}
+}
+
+func TestObstacle(t *testing.T) {
+	ready := link.State{Name: "eth0", MTU: 1500, AdminUp: true, Up: true, IPv6: true, Source: netip.MustParseAddr("fe80::1")}
+	if text := ready.Obstacle(); text != "" {
+		t.Errorf("ready: %q", text)
+	}
+	for want, spoil := range map[string]func(s *link.State){
+		"the link is down, see ip link set dev eth0 up": func(s *link.State) {
+			s.AdminUp, s.Up, s.Source = false, false, netip.Addr{}
+		},
+		"the link has no carrier: is its other end up?": func(s *link.State) { s.Up = false },
+		"IPv6 is off, see sysctl net.ipv6.conf.eth0.disable_ipv6": func(s *link.State) {
+			s.IPv6, s.Source = false, netip.Addr{}
+		},
+		"there is no IPv6 with an MTU of 1279 octets: it takes 1280": func(s *link.State) {
+			s.MTU, s.IPv6, s.Source = 1279, false, netip.Addr{}
+		},
+		"its link-local address fe80::2 is a duplicate: another node on the link has it": func(s *link.State) {
+			s.Source, s.Duplicate = netip.Addr{}, netip.MustParseAddr("fe80::2")
+		},
+		"there is no valid link-local address yet, see ip -6 addr show dev eth0": func(s *link.State) { s.Source = netip.Addr{} },
+	} {
+		s := ready
+		spoil(&s)
+		if text := s.Obstacle(); text != want {
+			t.Errorf("%+v: %q, want %q", s, text, want)
+		}
+	}
+}
+
 // A tentative address is no source, its end of duplicate address detection is a change, a duplicate stays invalid.
 func TestWatchDuplicateAddressDetection(t *testing.T) {
 	_, host := cable(t, netnslab.DAD, netnslab.Down)
@@ -146,8 +235,13 @@ func TestWatchDuplicate(t *testing.T) {
 		return err == nil && len(out) > 0, string(out)
 	}, host.Node())
 	s, err := l.State()
-	if err != nil || s.Source != host.LinkLocal() {
+	if err != nil || s.Source != host.LinkLocal() || s.Duplicate.IsValid() {
 		t.Fatalf("source %s, %v: fe80::1 belongs to the peer", s.Source, err)
+	}
+	host.DelAddr(netip.PrefixFrom(s.Source, 64))
+	s, err = l.State()
+	if want := netip.MustParseAddr("fe80::1"); err != nil || s.Source.IsValid() || s.Duplicate != want {
+		t.Fatalf("source %s, duplicate %s, %v: want the duplicate %s alone", s.Source, s.Duplicate, err, want)
 	}
 }
 

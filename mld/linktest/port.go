@@ -166,6 +166,13 @@ func (p *Port[S]) SetState(state S) {
 	p.wake()
 }
 
+// SetStateUnseen changes the state, of which Watch has not heard yet.
+func (p *Port[S]) SetStateUnseen(state S) {
+	p.segment.mu.Lock()
+	defer p.segment.mu.Unlock()
+	p.state = state
+}
+
 // Hear makes this port alone hear a packet, as if its frame were sent to this host if unicast, else to everybody.
 func (p *Port[S]) Hear(packet []byte, unicast bool) {
 	p.segment.mu.Lock()

@@ -325,12 +325,15 @@ func TestDegraded(t *testing.T) {
 	if answer := r.add("lab", pod.Node(), s); !strings.Contains(answer.Degraded, "the link is down") {
 		t.Errorf("added again, degraded: %q", answer.Degraded)
 	}
-	r.refused(r.request(api.OpCheck, "lab", pod.Node(), s), api.CodeNotReady, "eth0 is down")
+	r.refused(r.request(api.OpCheck, "lab", pod.Node(), s), api.CodeNotReady, "eth0", "the link is down")
 	w := r.listen(peer)
 	peer.SetUp()
 	pod.SetUp()
 	w.wait("Report " + first.String())
 	r.check("lab", pod.Node(), s)
+	if answer := r.add("lab", pod.Node(), s); answer.Degraded != "" {
+		t.Errorf("added again when it is ready, degraded: %q", answer.Degraded)
+	}
 }
 
 // TestInterfaceGone: the agent ends with the interface, lets go of the namespace, and a new interface is a new start.

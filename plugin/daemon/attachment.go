@@ -14,6 +14,7 @@ import (
 
 	"github.com/seed-aaab8e3a/cni-mld/mld/bridge"
 	"github.com/seed-aaab8e3a/cni-mld/mld/kernel"
+	"github.com/seed-aaab8e3a/cni-mld/mld/link"
 	"github.com/seed-aaab8e3a/cni-mld/mld/listener"
 	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
 )
@@ -50,7 +51,10 @@ func (d *Daemon) add(ctx context.Context, r *api.Request) (degraded string, err 
 
 	old := d.lookup(r.Attachment)
 	if old != nil && old.iface.id == t.id && old.iface.alive() && old.settings.Equal(*r.Settings) {
-		return old.degraded, nil // ADD again: nothing happens
+		if old.degraded != "" { // ADD again: nothing happens, but what was not ready may be by now
+			old.degraded, err = d.waitReady(ctx, old, t.host)
+		}
+		return old.degraded, err
 	}
 	if old != nil && (old.iface.id != t.id || !old.iface.alive()) {
 		if err := d.del(ctx, r.Attachment); err != nil { // another interface: the old one is over
@@ -113,7 +117,9 @@ func (d *Daemon) attach(ctx context.Context, t *target, r *api.Request, old *att
 	case a.iface != i:
 		// The former sockets hold their groups until the new ones do; the namespace that they came from is closed.
 		defer d.closeJoins(a.key, a.joins)
+		d.mu.Lock()
 		a.iface, a.joins = i, kernel.NewJoins(i.netns, i.id.index)
+		d.mu.Unlock()
 		clear(a.told)
 	}
 	d.declare(a, a.settings, r.Settings)
@@ -136,6 +142,7 @@ func (d *Daemon) interfaceFor(ctx context.Context, t *target, s *api.Settings, o
 	d.mu.Unlock()
 
 	v := voiceOf(s)
+	var mute *kernel.Mute
 	switch {
 	case i != nil && shared && i.voice != v:
 		return nil, types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf(
@@ -148,11 +155,12 @@ func (d *Daemon) interfaceFor(ctx context.Context, t *target, s *api.Settings, o
 				return nil, err
 			}
 		}
-		if err := i.end(ctx); err != nil {
+		var err error
+		if mute, err = i.release(ctx); err != nil {
 			return nil, err
 		}
 	}
-	next, err := d.start(t, v)
+	next, err := d.start(t, v, mute)
 	if err == nil && old != nil {
 		d.mu.Lock()
 		next.attachments, next.lastID = 1, old.id
@@ -215,12 +223,17 @@ func (a *attachment) canDeliver(s *api.Settings) error {
 	if i < 0 {
 		return nil
 	}
-	if link := a.iface.agent.Link(); !link.IPv6 {
-		return types.NewError(api.CodeIPv6Off, fmt.Sprintf(
-			"group %v cannot be delivered: IPv6 is off on %s: set sysctl net.ipv6.conf.%s.disable_ipv6 to 0, or declare the group with deliver false",
-			s.Groups[i].Addr, link.Name, link.Name), "")
+	state := a.iface.agent.Link()
+	if state.IPv6 {
+		return nil
 	}
-	return nil
+	remedy := fmt.Sprintf("set sysctl net.ipv6.conf.%s.disable_ipv6 to 0", state.Name)
+	if state.MTU < link.MinMTU {
+		remedy = fmt.Sprintf("raise its MTU of %d octets to %d", state.MTU, link.MinMTU)
+	}
+	return types.NewError(api.CodeIPv6Off, fmt.Sprintf(
+		"group %v cannot be delivered: IPv6 is off on %s: %s, or declare the group with deliver false",
+		s.Groups[i].Addr, state.Name, remedy), "")
 }
 
 // listen makes the kernel join a group that is to be delivered, and the agent listen to any other. A group that is

@@ -115,8 +115,8 @@ func (i *iface) alive() bool {
 	}
 }
 
-// start puts an agent to work on the interface.
-func (d *Daemon) start(t *target, v voice) (*iface, error) {
+// start puts an agent to work on the interface, with the mute of the one before if there is one.
+func (d *Daemon) start(t *target, v voice, mute *kernel.Mute) (*iface, error) {
 	i := &iface{id: t.id, name: t.name, netns: t.netns, voice: v}
 	i.shown.Store(&label{netns: t.path, attachments: []api.Attachment{t.key}})
 	a, err := agent.Start(agent.Config{
@@ -131,7 +131,13 @@ func (d *Daemon) start(t *target, v voice) (*iface, error) {
 		},
 		KernelReports: kernelReports[v.kernelReports],
 		Logger:        d.log.With("netns", t.id.netns, "ifname", t.name),
-		Observe:       func(e agent.Event) { d.observe(i, e) },
+		Mute:          mute,
+		Observe: func(e agent.Event) {
+			d.observe(i, e)
+			if e.Kind == agent.EventLink && restarted(e.Before, e.Link) {
+				go d.restore(i.id)
+			}
+		},
 	})
 	if err != nil {
 		return nil, startError(t.name, err)
@@ -160,6 +166,36 @@ func startError(name string, err error) error {
 	return err
 }
 
+// restarted tells whether IPv6 may have begun anew between two states of an interface.
+func restarted(before, now link.State) bool {
+	return before.Name != "" && now.IPv6 && (!before.IPv6 || before.Restarts != now.Restarts)
+}
+
+// restore joins the groups with delivery again after IPv6 has begun anew on an interface.
+func (d *Daemon) restore(id interfaceID) {
+	ctx, cancel := context.WithTimeout(context.Background(), workTimeout)
+	defer cancel()
+	leave, err := d.changing.enter(ctx, id)
+	if err != nil {
+		d.log.Warn("groups not joined again", "netns", id.netns, "ifindex", id.index, "err", err)
+		return
+	}
+	defer leave()
+	joins := make(map[api.Attachment]*kernel.Joins)
+	d.mu.Lock()
+	for key, a := range d.attachments {
+		if a.iface.id == id {
+			joins[key] = a.joins
+		}
+	}
+	d.mu.Unlock()
+	for key, j := range joins {
+		if err := j.Restore(); err != nil {
+			d.log.Warn("groups not joined again", "attachment", key, "err", err)
+		}
+	}
+}
+
 // reap waits for the end of an agent and lets go of the namespace, which would live on with all that is in it.
 func (d *Daemon) reap(i *iface) {
 	<-i.agent.Done()
@@ -179,6 +215,20 @@ func (d *Daemon) reap(i *iface) {
 // end waits until an agent that is on its way out has let go of the interface.
 func (i *iface) end(ctx context.Context) error {
 	i.agent.Close()
+	return i.ended(ctx)
+}
+
+// release is end for an agent that another one is to follow, and returns its mute, which may be nil.
+func (i *iface) release(ctx context.Context) (*kernel.Mute, error) {
+	mute := i.agent.Release()
+	err := i.ended(ctx)
+	if err != nil && mute != nil {
+		err = errors.Join(err, mute.Close())
+	}
+	return mute, err
+}
+
+func (i *iface) ended(ctx context.Context) error {
 	select {
 	case <-i.agent.Done():
 		return nil

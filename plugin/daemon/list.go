@@ -64,10 +64,8 @@ func condition(v *view, seen *sight, groups []*api.GroupStatus) (state, reason s
 	switch l := seen.state.Link; {
 	case seen.ended != nil:
 		return api.StateEnded, seen.ended.Error()
-	case !l.IPv6:
-		return api.StateDegraded, "IPv6 is off"
-	case !l.Up:
-		return api.StateDegraded, "the link is down"
+	case !l.IPv6, !l.Up:
+		return api.StateDegraded, l.Obstacle()
 	}
 	declared := make(map[netip.Addr]bool, len(v.settings.Groups))
 	for _, g := range v.settings.Groups {

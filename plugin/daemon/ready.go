@@ -23,14 +23,17 @@ func (d *Daemon) waitReady(ctx context.Context, a *attachment, host *netns.Names
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(ready.Timeout))
 	defer cancel()
 
-	err = a.waitFor(ctx, ready.Wait, host, groups)
-	switch {
-	case err == nil:
+	if err = a.waitFor(ctx, ready.Wait, host, groups); err == nil {
 		return "", nil
-	case ready.Wait == api.WaitAuto:
-		return fmt.Sprintf("not ready after %v: %v", ready.Timeout, err), nil
 	}
-	return "", types.NewError(api.CodeNotReady, fmt.Sprintf("ready.wait %q: not ready after %v: %v", ready.Wait, ready.Timeout, err), "")
+	verdict := fmt.Sprintf("not ready: %v", err)
+	if ctx.Err() != nil {
+		verdict = fmt.Sprintf("not ready after %v: %v", ready.Timeout, err)
+	}
+	if ready.Wait == api.WaitAuto {
+		return verdict, nil
+	}
+	return "", types.NewError(api.CodeNotReady, fmt.Sprintf("ready.wait %q: %s", ready.Wait, verdict), "")
 }
 
 func (a *attachment) waitFor(ctx context.Context, wait string, host *netns.Namespace, groups []netip.Addr) error {
@@ -55,7 +58,25 @@ func (a *attachment) waitFor(ctx context.Context, wait string, host *netns.Names
 	case !s.Snooping:
 		return fmt.Errorf("bridge %s: snooping is off, so there is no entry to wait for: switch it on, or wait for the report", port.Bridge)
 	}
-	return port.WaitFlows(ctx, flows(a.settings)...)
+	return a.withObstacle(port.WaitFlows(ctx, flows(a.settings)...))
+}
+
+// withObstacle adds to an error about missing entries what keeps the groups from being reported, if something does. A
+// bridge also makes an entry because of a Report from "::" (B6), so that an obstacle is none while there is no error.
+func (a *attachment) withObstacle(err error) error {
+	if err == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), workTimeout)
+	defer cancel()
+	s, stateErr := a.iface.agent.State(ctx)
+	if stateErr != nil {
+		return errors.Join(stateErr, err)
+	}
+	if obstacle := s.Link.Obstacle(); obstacle != "" {
+		return fmt.Errorf("interface %s: %s: %w", s.Link.Name, obstacle, err)
+	}
+	return err
 }
 
 // port finds the bridge port that the interface is plugged into.
@@ -106,7 +127,7 @@ func (a *attachment) forwarded(ctx context.Context, host *netns.Namespace) error
 		return err
 	}
 	if !s.Link.Up {
-		return fmt.Errorf("interface %s is down", s.Link.Name)
+		return fmt.Errorf("interface %s: %s", s.Link.Name, s.Link.Obstacle())
 	}
 	if len(groups) == 0 {
 		return nil
@@ -126,7 +147,10 @@ func (a *attachment) forwarded(ctx context.Context, host *netns.Namespace) error
 	if err != nil {
 		return err
 	}
-	if !state.Snooping || !state.Querier { // B1: floods; the entry rightly expires
+	switch {
+	case !state.Forwarding:
+		return fmt.Errorf("%s forwards nothing: is bridge %s up, and the port's state forwarding?", port, port.Bridge)
+	case !state.Snooping || !state.Querier: // B1: floods; the entry rightly expires
 		return nil
 	}
 	return port.WaitFlows(ctx, flows(a.settings)...)
