@@ -7,7 +7,6 @@ import (
 	"slices"
 
 	"github.com/seed-aaab8e3a/cni-mld/mld"
-	"github.com/seed-aaab8e3a/cni-mld/mld/link"
 	"github.com/seed-aaab8e3a/cni-mld/mld/listener"
 )
 
