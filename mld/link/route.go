@@ -31,7 +31,8 @@ func dialRoute(ns *netns.Namespace) (*routeSocket, error) {
 	return r, nil
 }
 
-func (r *routeSocket) close() error { return unix.Close(r.fd) }
+// Close closes the socket.
+func (r *routeSocket) Close() error { return unix.Close(r.fd) }
 
 // answers are what an answer is read into: the kernel makes a part of a dump no longer than that.
 var answers = sync.Pool{New: func() any { return new([16 << 10]byte) }}

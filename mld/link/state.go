@@ -115,7 +115,7 @@ func (l *Link) read() (s State, changed bool, err error) {
 	if err != nil {
 		return State{}, false, fmt.Errorf("interface %d: open route socket: %w", l.index, err)
 	}
-	defer r.close()
+	defer r.Close()
 	s, err = readLink(r, l.index, "")
 	if err == nil {
 		s.Source, s.Duplicate, err = readSource(r, l.index)
@@ -139,7 +139,7 @@ func Index(ns *netns.Namespace, name string) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("interface %s: open route socket: %w", name, err)
 	}
-	defer r.close()
+	defer r.Close()
 	s, err := readLink(r, 0, name)
 	if errors.Is(err, unix.ENODEV) {
 		err = ErrGone
