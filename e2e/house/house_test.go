@@ -38,8 +38,12 @@ var arrows = map[string][]string{
 	"plugin":        {"plugin/api"},
 	"plugin/api":    {"mld"},
 	"plugin/daemon": {"mld/agent", "mld/bridge", "plugin/api"},
-	"plugin/mldctl": {"plugin/api"},
+	"plugin/mldctl": {"plugin/mldctl/command"},
 	"plugin/mldd":   {"plugin/daemon"},
+
+	"plugin/mldctl/command": {"plugin/api"},
+	"plugin/mldctl/man":     {"plugin/mldctl/command"},
+
 	"netnslab":      {"mld/netns", "mld/bridge"},
 }
 

@@ -186,7 +186,7 @@ const (
 	EventMuted      = "muted"      // the kernel's Message about Group, in version 2 with Record and Sources, was dropped
 	EventVersion    = "version"    // MLDVersion is spoken from now on
 	EventLink       = "link"       // the interface has changed; Reason says how
-	EventMDB        = "mdb"        // Bridge has made or changed the entry of Group on Port, for Filter
+	EventMDB        = "mdb"        // Bridge has an entry of Group on Port now, for Filter: any source, one, or all but one
 	EventMDBGone    = "mdb-gone"   // Bridge has no longer that entry
 	EventEnded      = "ended"      // the listener is gone; Reason
 	EventLost       = "lost"       // Lost events, at least, are missing here: they came faster than they were read

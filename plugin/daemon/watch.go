@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -123,7 +122,8 @@ func (d *Daemon) watch(ctx context.Context, conn *net.UnixConn, r *api.Request, 
 	var helpers sync.WaitGroup
 	defer helpers.Wait()
 	defer monitor.Close()
-	helpers.Go(func() { d.followMDB(monitor, w, host) })
+	table := d.newTable(host)
+	helpers.Go(func() { d.followMDB(monitor, table, w) })
 	if err := d.write(conn, func() error { return api.WriteAnswer(conn, &api.Answer{}) }); err != nil {
 		return err
 	}
@@ -320,80 +320,4 @@ func (d *Daemon) declare(a *attachment, before, now *api.Settings) {
 		}
 	}
 	d.watchers.publish(nil, list...)
-}
-
-// A known port is one of an interface of ours.
-type knownPort struct {
-	iface        *iface
-	bridge, name string
-}
-
-// followMDB tells a watcher of the entries of our interfaces' ports, until the monitor is closed.
-func (d *Daemon) followMDB(monitor *bridge.Monitor, w *watcher, host *netns.Namespace) {
-	known := make(map[int]knownPort)
-	for {
-		changes, err := monitor.Next()
-		switch {
-		case errors.Is(err, bridge.ErrLost):
-			d.watchers.publish(w, &api.Event{Kind: api.EventLost, Lost: 1})
-			continue
-		case errors.Is(err, net.ErrClosed):
-			return
-		case err != nil:
-			d.log.Warn("multicast database not followed", "err", err)
-			return
-		}
-		for _, c := range changes {
-			p, ok := known[c.Entry.Port]
-			if !ok || !p.iface.alive() || p.iface.link.Load().Peer != c.Entry.Port {
-				delete(known, c.Entry.Port)
-				if p, ok = d.portOf(host, c.Entry.Port); !ok {
-					continue
-				}
-				known[c.Entry.Port] = p
-			}
-			d.watchers.publish(w, p.event(c))
-		}
-	}
-}
-
-// portOf finds the interface whose other end is a port of a bridge in host.
-func (d *Daemon) portOf(host *netns.Namespace, index int) (knownPort, bool) {
-	d.mu.Lock()
-	var candidates []*iface // the number may be that of another namespace's interface
-	for _, i := range d.interfaces {
-		if l := i.link.Load(); l != nil && l.Peer == index {
-			candidates = append(candidates, i)
-		}
-	}
-	d.mu.Unlock()
-	for _, i := range candidates {
-		p, err := findPort(host, index, i.id.index)
-		if err == nil {
-			p.Close()
-			return knownPort{i, p.Bridge, p.Name}, true
-		}
-	}
-	return knownPort{}, false
-}
-
-// event makes an event of a change of the port's entries.
-func (p knownPort) event(c bridge.Change) *api.Event {
-	kind := api.EventMDB
-	if c.Gone {
-		kind = api.EventMDBGone
-	}
-	told := p.iface.event(kind)
-	f := api.Filter{Mode: api.Include}
-	switch {
-	case !c.Entry.Source.IsValid() && !c.Entry.Include:
-		f.Mode = api.Exclude
-	case c.Entry.Source.IsValid():
-		f.Sources = []netip.Addr{c.Entry.Source}
-		if c.Entry.Blocked {
-			f.Mode = api.Exclude
-		}
-	}
-	told.Group, told.Filter, told.Bridge, told.Port = c.Entry.Group, &f, p.bridge, p.name
-	return told
 }
