@@ -44,7 +44,7 @@ var arrows = map[string][]string{
 	"plugin/mldctl/command": {"plugin/api"},
 	"plugin/mldctl/man":     {"plugin/mldctl/command"},
 
-	"netnslab":      {"mld/netns", "mld/bridge"},
+	"netnslab": {"mld/netns", "mld/bridge"},
 }
 
 // impure is what the wire formats and the state machine do without: they do no I/O, do not wait, do not

@@ -111,6 +111,10 @@ func TestMarks(t *testing.T) {
 			want: []string{"sources-mldv1"}},
 		"bridge of MLDv1": {held: held(from(a), agent.KernelID), bridge: with(func(s *bridge.State) { s.MLDVersion = 1 }),
 			entries: []bridge.Entry{star}, want: []string{"sources-bridge"}},
+		"an application wants any": {
+			held: held(any, agent.KernelID), declared: &api.Group{Addr: group, Mode: api.Include, Sources: []netip.Addr{a}, Deliver: true},
+			entries: []bridge.Entry{star}, want: []string{"sources-any"},
+		},
 		"unwanted": {entries: []bridge.Entry{star}, want: []string{"unwanted"}},
 	} {
 		t.Run(name, func(t *testing.T) {
