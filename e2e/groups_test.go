@@ -15,7 +15,7 @@ import (
 func TestGroupsPerContainer(t *testing.T) {
 	t.Parallel()
 	s := newSegment(t, quiet, nil)
-	const network = `{"groups": ["ff05::a"], "allowedGroups": ["ff05::/16"], "ready": {"wait": "mdb", "timeout": "20s"}`
+	const network = `{"groups": ["ff05::a"], "allowedGroups": ["ff05::/16"], "ready": {"wait": "mdb", "timeout": "20s"}, "robustness": 1`
 	for name, asked := range map[string]struct{ keys, args string }{
 		"capability": {`, "runtimeConfig": {"mldGroups": ["ff05::b"]}`, ""},
 		"annotation": {`, "runtimeConfig": {"io.kubernetes.cri.pod-annotations": {"mld/groups": "ff05::b", "other": "x"}}`, ""},

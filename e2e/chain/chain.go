@@ -33,11 +33,12 @@ const module = "github.com/seed-aaab8e3a/cni-mld"
 // IfName is the name of a container's interface.
 const IfName = "eth0"
 
-// Build builds mld, mldd and the reference plugins of go.mod into dir.
+// Build builds mld, mldd, mldctl and the reference plugins of go.mod into dir.
 func Build(ctx context.Context, dir string) error {
 	for name, pkg := range map[string]string{
 		"mld":        module + "/plugin",
 		"mldd":       module + "/plugin/mldd",
+		"mldctl":     module + "/plugin/mldctl",
 		"bridge":     "github.com/containernetworking/plugins/plugins/main/bridge",
 		"macvlan":    "github.com/containernetworking/plugins/plugins/main/macvlan",
 		"host-local": "github.com/containernetworking/plugins/plugins/ipam/host-local",

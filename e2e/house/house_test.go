@@ -38,9 +38,13 @@ var arrows = map[string][]string{
 	"plugin":        {"plugin/api"},
 	"plugin/api":    {"mld"},
 	"plugin/daemon": {"mld/agent", "mld/bridge", "plugin/api"},
-	"plugin/mldctl": {"plugin/api"},
+	"plugin/mldctl": {"plugin/mldctl/command"},
 	"plugin/mldd":   {"plugin/daemon"},
-	"netnslab":      {"mld/netns", "mld/bridge"},
+
+	"plugin/mldctl/command": {"plugin/api"},
+	"plugin/mldctl/man":     {"plugin/mldctl/command"},
+
+	"netnslab": {"mld/netns", "mld/bridge"},
 }
 
 // impure is what the wire formats and the state machine do without: they do no I/O, do not wait, do not

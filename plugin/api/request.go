@@ -90,7 +90,8 @@ func notInterface(r rune) bool {
 type Request struct {
 	V  int    `json:"v"` // Version; Client.Call fills it in
 	Op string `json:"op"`
-	// Attachment is what OpAdd, OpDel and OpCheck are about; OpGC has its Network alone.
+	// Attachment is what OpAdd, OpDel and OpCheck are about; OpGC has its Network alone. OpList, OpGroups and OpWatch
+	// tell of those attachments that have the parts that are not empty; of a ContainerID the beginning is enough.
 	Attachment
 	// Settings go with OpAdd and OpCheck.
 	Settings *Settings `json:"settings,omitempty"`
@@ -100,7 +101,8 @@ type Request struct {
 	Host bool `json:"host,omitempty"`
 	// Valid goes with OpGC: what the runtime still knows of Network. The attachments in it name no network.
 	Valid []Attachment `json:"valid,omitempty"`
-	// Netns and HostNetns are the container's and the client's own network namespace, open. Whoever reads a
+	// Netns and HostNetns are the container's and the client's own network namespace, open. OpList, OpGroups and OpWatch
+	// look for bridges in HostNetns, or, without, in the daemon's own. Whoever reads a
 	// request owns them and closes them; a client keeps its own. That they are network namespaces is for the
 	// reader to verify.
 	Netns     *os.File `json:"-"`

@@ -142,25 +142,26 @@ type Mark struct {
 
 // Values of Mark.Code. Codes are stable, texts are not.
 const (
-	MarkNeverReported   = "never-reported"  // ff02::1 and scopes 0 and 1
-	MarkIPv6Off         = "ipv6-off"        // fault, not reported: IPv6 is off on the interface
-	MarkLinkDown        = "link-down"       // fault, not reported
-	MarkNoLinkLocal     = "no-link-local"   // fault, not reported: no valid address to report from
-	MarkSendRefused     = "send-refused"    // fault, not reported: the interface did not take the Report
-	MarkReportDue       = "report-due"      // fault, not reported: it is to come
-	MarkNotHeld         = "not-held"        // fault, not reported: the listener knows nothing of it
-	MarkNotJoined       = "not-joined"      // fault: declared with delivery, and the kernel has not joined
-	MarkNotDelivered    = "not-delivered"   // declared without delivery, and no application has joined
-	MarkSnoopingOff     = "snooping-off"    // not in the MDB: there is none, the bridge floods
-	MarkTableFull       = "table-full"      // not in the MDB: it was full, and the bridge floods since
-	MarkNoQuerier       = "no-querier"      // not in the MDB: the bridge knows no querier and floods
-	MarkPortFull        = "port-full"       // fault, not in the MDB: the port may have no more entries
-	MarkPortDown        = "port-down"       // fault: the bridge's port does not forward
-	MarkNotInMDB        = "not-in-mdb"      // fault, not in the MDB although it is reported
-	MarkSourcesMissing  = "sources-missing" // fault: in the MDB, but not for all sources that are wanted
-	MarkSourcesMLDv1    = "sources-mldv1"   // MLDv1 is spoken and names no sources: data comes from any source
-	MarkSourcesBridgeV1 = "sources-bridge"  // the bridge keeps no sources: data comes from any source
-	MarkUnwanted        = "unwanted"        // in the MDB, and nobody wants it
+	MarkNeverReported  = "never-reported"  // ff02::1 and scopes 0 and 1
+	MarkIPv6Off        = "ipv6-off"        // fault, not reported: IPv6 is off on the interface
+	MarkLinkDown       = "link-down"       // fault, not reported
+	MarkNoLinkLocal    = "no-link-local"   // fault, not reported: no valid address to report from
+	MarkSendRefused    = "send-refused"    // fault, not reported: the interface did not take the Report
+	MarkReportDue      = "report-due"      // fault, not reported: it is to come
+	MarkNotHeld        = "not-held"        // fault, not reported: the listener knows nothing of it
+	MarkNotJoined      = "not-joined"      // fault: declared with delivery, and the kernel has not joined
+	MarkNotDelivered   = "not-delivered"   // declared without delivery, and no application has joined
+	MarkSnoopingOff    = "snooping-off"    // not in the MDB: there is none, the bridge floods
+	MarkTableFull      = "table-full"      // not in the MDB: it was full, and the bridge floods since
+	MarkNoQuerier      = "no-querier"      // not in the MDB: the bridge knows no querier and floods
+	MarkPortFull       = "port-full"       // fault, not in the MDB: the port may have no more entries
+	MarkPortDown       = "port-down"       // fault: the bridge's port does not forward
+	MarkNotInMDB       = "not-in-mdb"      // fault, not in the MDB although it is reported
+	MarkSourcesMissing = "sources-missing" // fault: in the MDB, but not for all sources that are wanted
+	MarkSourcesMLDv1   = "sources-mldv1"   // MLDv1 is spoken and names no sources: data comes from any source
+	MarkSourcesBridge  = "sources-bridge"  // the bridge speaks MLDv1 and keeps no sources: data comes from any source
+	MarkSourcesAny     = "sources-any"     // sources are named, and another party wants any, or its sources are unknown
+	MarkUnwanted       = "unwanted"        // in the MDB, and nobody wants it
 )
 
 // faults are the codes of faults.
@@ -186,7 +187,7 @@ const (
 	EventMuted      = "muted"      // the kernel's Message about Group, in version 2 with Record and Sources, was dropped
 	EventVersion    = "version"    // MLDVersion is spoken from now on
 	EventLink       = "link"       // the interface has changed; Reason says how
-	EventMDB        = "mdb"        // Bridge has made or changed the entry of Group on Port, for Filter
+	EventMDB        = "mdb"        // Bridge has an entry of Group on Port now, for Filter: any source, one, or all but one
 	EventMDBGone    = "mdb-gone"   // Bridge has no longer that entry
 	EventEnded      = "ended"      // the listener is gone; Reason
 	EventLost       = "lost"       // Lost events, at least, are missing here: they came faster than they were read

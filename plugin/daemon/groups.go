@@ -203,23 +203,24 @@ func (r *row) mark(g *api.GroupStatus, seen *sight) {
 	case r.held.Why != agent.Reported:
 		note(unreported[r.held.Why], "not reported: %s", r.held.Words)
 	default:
-		r.markReported(seen, note)
+		r.markReported(g, seen, note)
 	}
 }
 
 // markReported says where the bridge disagrees about an address that is reported.
-func (r *row) markReported(seen *sight, note func(code, format string, args ...any)) {
-	anySource := r.held.Mode == listener.Exclude && len(r.held.Sources) == 0
-	spoken := seen.state.Version
-	if !anySource && spoken == mld.Version1 {
+func (r *row) markReported(g *api.GroupStatus, seen *sight, note func(code, format string, args ...any)) {
+	p, spoken := seen.port, seen.state.Version
+	switch anySource := r.held.Mode == listener.Exclude && len(r.held.Sources) == 0; {
+	case !slices.ContainsFunc(g.Wanted, func(w api.Want) bool { return !w.AnySource() }): // nobody names sources
+	case spoken == mld.Version1:
 		note(api.MarkSourcesMLDv1, "sources: MLDv1 is spoken, which cannot name them: data from any source may arrive")
+	case p != nil && p.state.Snooping && p.state.MLDVersion == 1: // B17
+		note(api.MarkSourcesBridge, "sources: bridge %s speaks MLDv1 (mcast_mld_version) and keeps none: data from any source may arrive", p.bridge)
+	case anySource:
+		note(api.MarkSourcesAny, "sources: another party wants any, or the kernel has not told yet which")
 	}
-	p := seen.port
 	if p == nil {
 		return
-	}
-	if !anySource && spoken == mld.Version2 && p.state.Snooping && p.state.MLDVersion == 1 { // B17
-		note(api.MarkSourcesBridgeV1, "sources: bridge %s speaks MLDv1 (mcast_mld_version) and keeps none: data from any source may arrive", p.bridge)
 	}
 	if !p.state.Forwarding {
 		note(api.MarkPortDown, "not forwarded: port %s of bridge %s does not pass frames", p.name, p.bridge)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -110,10 +111,10 @@ func (i *iface) describe() api.Interface {
 	return api.Interface{Netns: i.shown.Load().netns, Cookie: i.id.netns, Index: i.id.index, Name: name}
 }
 
-// matches tells whether a key is one of those that a filter lets through; an empty part lets all through.
+// matches tells whether a key is one of those that a request asks for, see [api.Request].
 func matches(filter, key api.Attachment) bool {
 	part := func(want, is string) bool { return want == "" || want == is }
-	return part(filter.Network, key.Network) && part(filter.ContainerID, key.ContainerID) && part(filter.IfName, key.IfName)
+	return part(filter.Network, key.Network) && strings.HasPrefix(key.ContainerID, filter.ContainerID) && part(filter.IfName, key.IfName)
 }
 
 // views returns the attachments that a filter lets through, in order.

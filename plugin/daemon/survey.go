@@ -31,6 +31,7 @@ type sight struct {
 
 type port struct {
 	bridge, name string
+	index        int
 	state        bridge.State
 	entries      []bridge.Entry
 }
@@ -83,5 +84,5 @@ func (s *survey) port(i *iface) (*port, error) {
 		}
 		s.tables[key] = table
 	}
-	return &port{bridge: p.Bridge, name: p.Name, state: state, entries: table[p.Index]}, nil
+	return &port{bridge: p.Bridge, name: p.Name, index: p.Index, state: state, entries: table[p.Index]}, nil
 }

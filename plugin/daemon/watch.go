@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -123,7 +122,8 @@ func (d *Daemon) watch(ctx context.Context, conn *net.UnixConn, r *api.Request, 
 	var helpers sync.WaitGroup
 	defer helpers.Wait()
 	defer monitor.Close()
-	helpers.Go(func() { d.followMDB(monitor, w, host) })
+	table := d.newTable(host)
+	helpers.Go(func() { d.followMDB(monitor, table, w) })
 	if err := d.write(conn, func() error { return api.WriteAnswer(conn, &api.Answer{}) }); err != nil {
 		return err
 	}
@@ -320,90 +320,4 @@ func (d *Daemon) declare(a *attachment, before, now *api.Settings) {
 		}
 	}
 	d.watchers.publish(nil, list...)
-}
-
-// A known port is one of an interface of ours.
-type knownPort struct {
-	iface        *iface
-	bridge, name string
-}
-
-// ports are the bridge ports of our interfaces, as far as they have been looked up. An interface keeps its port for as long
-// as it lives.
-type ports struct {
-	daemon *Daemon
-	host   *netns.Namespace
-	known  map[int]knownPort // by index of the port
-	seen   map[*iface]struct{}
-}
-
-// find returns the port with an index, if it is of one of our interfaces.
-func (s *ports) find(index int) (knownPort, bool) {
-	if p, ok := s.known[index]; ok && p.iface.alive() {
-		return p, true
-	}
-	delete(s.known, index)
-	s.daemon.mu.Lock()
-	var unseen []*iface
-	for _, i := range s.daemon.interfaces {
-		if _, seen := s.seen[i]; !seen {
-			unseen = append(unseen, i)
-		}
-	}
-	s.daemon.mu.Unlock()
-	for _, i := range unseen {
-		p, err := findPort(i.netns, s.host, i.id.index)
-		if err != nil {
-			continue // it is not a port yet, or gone
-		}
-		s.seen[i] = struct{}{}
-		s.known[p.Index] = knownPort{i, p.Bridge, p.Name}
-		p.Close()
-	}
-	p, ok := s.known[index]
-	return p, ok
-}
-
-// followMDB tells a watcher of the entries of our interfaces' ports, until the monitor is closed.
-func (d *Daemon) followMDB(monitor *bridge.Monitor, w *watcher, host *netns.Namespace) {
-	ours := ports{d, host, make(map[int]knownPort), make(map[*iface]struct{})}
-	for {
-		changes, err := monitor.Next()
-		switch {
-		case errors.Is(err, bridge.ErrLost):
-			d.watchers.publish(w, &api.Event{Kind: api.EventLost, Lost: 1})
-			continue
-		case errors.Is(err, net.ErrClosed):
-			return
-		case err != nil:
-			d.log.Warn("multicast database not followed", "err", err)
-			return
-		}
-		for _, c := range changes {
-			if p, ok := ours.find(c.Entry.Port); ok {
-				d.watchers.publish(w, p.event(c))
-			}
-		}
-	}
-}
-
-// event makes an event of a change of the port's entries.
-func (p knownPort) event(c bridge.Change) *api.Event {
-	kind := api.EventMDB
-	if c.Gone {
-		kind = api.EventMDBGone
-	}
-	told := p.iface.event(kind)
-	f := api.Filter{Mode: api.Include}
-	switch {
-	case !c.Entry.Source.IsValid() && !c.Entry.Include:
-		f.Mode = api.Exclude
-	case c.Entry.Source.IsValid():
-		f.Sources = []netip.Addr{c.Entry.Source}
-		if c.Entry.Blocked {
-			f.Mode = api.Exclude
-		}
-	}
-	told.Group, told.Filter, told.Bridge, told.Port = c.Entry.Group, &f, p.bridge, p.name
-	return told
 }

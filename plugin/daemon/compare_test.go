@@ -1,0 +1,229 @@
+package daemon
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/seed-aaab8e3a/cni-mld/mld"
+	"github.com/seed-aaab8e3a/cni-mld/mld/agent"
+	"github.com/seed-aaab8e3a/cni-mld/mld/bridge"
+	"github.com/seed-aaab8e3a/cni-mld/mld/link"
+	"github.com/seed-aaab8e3a/cni-mld/mld/listener"
+	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
+)
+
+// The reasons for which the three views of a group differ. What each looks like on the real kernel is the end to end
+// tests' to say.
+func TestMarks(t *testing.T) {
+	t.Parallel()
+	var (
+		group = netip.MustParseAddr("ff05::1")
+		a, b  = netip.MustParseAddr("fd00::a"), netip.MustParseAddr("fd00::b")
+		any   = listener.AnySource
+		from  = func(sources ...netip.Addr) listener.Filter { return listener.Filter{Sources: sources} }
+		but   = func(sources ...netip.Addr) listener.Filter {
+			return listener.Filter{Mode: listener.Exclude, Sources: sources}
+		}
+	)
+	held := func(f listener.Filter, ids ...listener.SubscriberID) *agent.Group {
+		g := &agent.Group{Address: listener.Address{Addr: group, Mode: f.Mode, Sources: f.Sources}}
+		for _, id := range ids {
+			g.Wanted = append(g.Wanted, listener.Subscription{ID: id, Filter: f})
+		}
+		return g
+	}
+	because := func(why agent.Unreported) *agent.Group {
+		g := held(any, agent.KernelID)
+		g.Why, g.Words = why, "so it is"
+		return g
+	}
+	declared := func(deliver bool) *api.Group { return &api.Group{Addr: group, Deliver: deliver} }
+	star := bridge.Entry{Group: group, Timer: 200 * time.Second}
+	starInclude := bridge.Entry{Group: group, Include: true}
+	source := func(s netip.Addr, blocked bool) bridge.Entry {
+		return bridge.Entry{Group: group, Source: s, Blocked: blocked}
+	}
+	fine := bridge.State{Snooping: true, Querier: true, MLDVersion: 2, HashMax: 4096, Forwarding: true}
+	with := func(change func(*bridge.State)) bridge.State {
+		s := fine
+		change(&s)
+		return s
+	}
+	for name, c := range map[string]struct {
+		held     *agent.Group
+		declared *api.Group
+		ipv6Off  bool
+		version  mld.Version // 2
+		noPort   bool
+		bridge   bridge.State // fine
+		entries  []bridge.Entry
+		want     []string
+	}{
+		"fine":              {held: held(any, agent.KernelID), entries: []bridge.Entry{star}},
+		"fine with sources": {held: held(from(a, b), agent.KernelID), entries: []bridge.Entry{starInclude, source(a, false), source(b, false)}},
+		"fine, excluding":   {held: held(but(a), agent.KernelID), entries: []bridge.Entry{star, source(a, true)}},
+		"any serves one":    {held: held(from(a), agent.KernelID), entries: []bridge.Entry{star}},
+		"no bridge":         {held: held(any, agent.KernelID), noPort: true},
+		"delivered":         {held: held(any, agent.KernelID), declared: declared(true), entries: []bridge.Entry{star}},
+
+		"never":    {held: because(agent.NeverReported), want: []string{"never-reported"}},
+		"IPv6 off": {held: because(agent.IPv6Off), ipv6Off: true, want: []string{"ipv6-off!"}},
+		"down":     {held: because(agent.LinkDown), want: []string{"link-down!"}},
+		"no addr":  {held: because(agent.NoLinkLocal), want: []string{"no-link-local!"}},
+		"refused":  {held: because(agent.Refused), want: []string{"send-refused!"}},
+		"due":      {held: because(agent.ReportDue), want: []string{"report-due!"}},
+		"declared alone, IPv6 off": {
+			declared: declared(true), ipv6Off: true, want: []string{"ipv6-off!"},
+		},
+		"declared alone": {declared: declared(true), want: []string{"not-joined!", "not-held!"}},
+		"deliver false": {
+			held: held(any, 1), declared: declared(false), entries: []bridge.Entry{star}, want: []string{"not-delivered"},
+		},
+		"deliver false, and joined": {held: held(any, agent.KernelID, 1), declared: declared(false), entries: []bridge.Entry{star}},
+
+		"snooping off": {held: held(any, agent.KernelID), bridge: with(func(s *bridge.State) { s.Snooping, s.Querier = false, false }),
+			want: []string{"snooping-off"}},
+		"table full": {held: held(any, agent.KernelID), bridge: with(func(s *bridge.State) { s.Snooping, s.Querier, s.Groups = false, false, 3 }),
+			want: []string{"table-full"}},
+		"no querier": {held: held(any, agent.KernelID), bridge: with(func(s *bridge.State) { s.Querier = false }),
+			want: []string{"no-querier"}},
+		"no querier, and an entry": {held: held(any, agent.KernelID), bridge: with(func(s *bridge.State) { s.Querier = false }),
+			entries: []bridge.Entry{star}},
+		"port full": {held: held(any, agent.KernelID), bridge: with(func(s *bridge.State) { s.Groups, s.MaxGroups = 2, 2 }),
+			want: []string{"port-full!"}},
+		"port down": {held: held(any, agent.KernelID), bridge: with(func(s *bridge.State) { s.Forwarding = false }),
+			entries: []bridge.Entry{star}, want: []string{"port-down!"}},
+		"not in the MDB": {held: held(any, agent.KernelID), want: []string{"not-in-mdb!"}},
+		"blocked": {held: held(from(a), agent.KernelID), entries: []bridge.Entry{star, source(a, true)},
+			want: []string{"sources-missing! fd00::a"}},
+		"one source missing": {held: held(from(a, b), agent.KernelID), entries: []bridge.Entry{starInclude, source(a, false)},
+			want: []string{"sources-missing! fd00::b"}},
+		"any source missing": {held: held(any, agent.KernelID), entries: []bridge.Entry{starInclude, source(a, false)},
+			want: []string{"sources-missing! any source"}},
+		"one source missing, no querier": {held: held(from(a), agent.KernelID), entries: []bridge.Entry{starInclude},
+			bridge: with(func(s *bridge.State) { s.Querier = false })},
+		"MLDv1 with sources": {held: held(from(a), agent.KernelID), version: mld.Version1, entries: []bridge.Entry{star},
+			want: []string{"sources-mldv1"}},
+		"bridge of MLDv1": {held: held(from(a), agent.KernelID), bridge: with(func(s *bridge.State) { s.MLDVersion = 1 }),
+			entries: []bridge.Entry{star}, want: []string{"sources-bridge"}},
+		"an application wants any": {
+			held: held(any, agent.KernelID), declared: &api.Group{Addr: group, Mode: api.Include, Sources: []netip.Addr{a}, Deliver: true},
+			entries: []bridge.Entry{star}, want: []string{"sources-any"},
+		},
+		"unwanted": {entries: []bridge.Entry{star}, want: []string{"unwanted"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			seen := &sight{state: agent.State{Version: mld.Version2, Link: link.State{Name: "eth0", Up: true, IPv6: !c.ipv6Off}}}
+			if c.version != 0 {
+				seen.state.Version = c.version
+			}
+			if c.held != nil {
+				seen.groups = append(seen.groups, *c.held)
+			}
+			if !c.noPort {
+				seen.port = &port{bridge: "br0", name: "veth0", state: c.bridge, entries: c.entries}
+				if c.bridge == (bridge.State{}) {
+					seen.port.state = fine
+				}
+			}
+			v := &view{key: api.Attachment{Network: "lab", ContainerID: "c1", IfName: "eth0"}, settings: &api.Settings{}}
+			if c.declared != nil {
+				v.settings.Groups = append(v.settings.Groups, *c.declared)
+			}
+			list := compare(seen, api.Interface{}, nil, []*view{v})
+			if len(list) != 1 || list[0].Group != group {
+				t.Fatalf("%+v", list)
+			}
+			var got []string
+			for i, m := range list[0].Marks {
+				text := m.Code
+				if m.Fault {
+					text += "!"
+				}
+				if m.Text == "" {
+					t.Errorf("%s says nothing", m.Code)
+				}
+				if i < len(c.want) { // and what it has to name
+					if _, name, ok := strings.Cut(c.want[i], " "); ok && strings.Contains(m.Text, name) {
+						text += " " + name
+					}
+				}
+				got = append(got, text)
+			}
+			if diff := cmp.Diff(c.want, got, cmpopts.EquateEmpty()); diff != "" {
+				t.Errorf("marks (-want +got):\n%s%+v", diff, list[0].Marks)
+			}
+			if (list[0].Reported != nil) != (c.held != nil && c.held.Why == agent.Reported) {
+				t.Errorf("reported: %+v", list[0].Reported)
+			}
+		})
+	}
+}
+
+// A line has a bound, so lists have.
+func TestFiltersAreCut(t *testing.T) {
+	t.Parallel()
+	sources := make([]netip.Addr, 3*api.MaxSources)
+	entries := []bridge.Entry{{}}
+	for i := range sources {
+		sources[i] = netip.AddrFrom16([16]byte{0: 0xfd, 14: byte(i >> 8), 15: byte(i)})
+		entries = append(entries, bridge.Entry{Source: sources[i], Blocked: i%2 == 0})
+	}
+	if f := filterOf(true, sources); len(f.Sources) != api.MaxSources || f.Omitted != 2*api.MaxSources || f.Mode != api.Exclude {
+		t.Errorf("%d sources, %d omitted, %v", len(f.Sources), f.Omitted, f.Mode)
+	}
+	if f := filterOf(false, sources[:3]); len(f.Sources) != 3 || f.Omitted != 0 || f.Mode != api.Include {
+		t.Errorf("%+v", f)
+	}
+	if m := mdbOf(entries); len(m.Sources)+len(m.Blocked) != api.MaxSources || m.Omitted != 2*api.MaxSources || m.Mode != api.Exclude {
+		t.Errorf("%d sources, %d blocked, %d omitted, %v", len(m.Sources), len(m.Blocked), m.Omitted, m.Mode)
+	}
+}
+
+// A watcher that does not read loses events, and is told where and how many.
+func TestWatcherLosesEvents(t *testing.T) {
+	t.Parallel()
+	var w watchers
+	key := api.Attachment{Network: "lab", ContainerID: "c1", IfName: "eth0"}
+	one, err := w.enter(api.Attachment{Network: "lab"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	event := func(network string) *api.Event {
+		k := key
+		k.Network = network
+		return &api.Event{Kind: api.EventLeft, Attachments: []api.Attachment{k}}
+	}
+	const beyond = 10
+	for range maxQueue + beyond {
+		w.publish(nil, event("other"), event("lab"))
+	}
+	first := w.take(one)
+	w.publish(nil, event("lab"))
+	second := w.take(one)
+	last := first[len(first)-1]
+	if len(first) != maxQueue || last.Kind != api.EventLost || last.Lost != beyond+1 {
+		t.Errorf("%d events, the last one %+v", len(first), last)
+	}
+	if len(second) != 1 || second[0].Kind != api.EventLeft {
+		t.Errorf("afterwards: %+v", second)
+	}
+	for range maxWatchers - 1 {
+		if _, err := w.enter(key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := w.enter(key); err == nil {
+		t.Errorf("%d watchers", maxWatchers+1)
+	}
+	w.leave(one)
+	if _, err := w.enter(key); err != nil {
+		t.Errorf("after one has gone: %v", err)
+	}
+}

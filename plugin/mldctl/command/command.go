@@ -1,0 +1,205 @@
+package command
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
+)
+
+// Exit codes.
+const (
+	exitFine     = 0
+	exitFailure  = 1 // something is degraded or disagrees, or a request was refused or failed
+	exitUsage    = 2
+	exitNoDaemon = 3
+)
+
+const exitCodes = `Exit codes: 0 all is fine; 1 something is degraded or disagrees, or a request was refused or failed;
+2 the command line is wrong; 3 no daemon answers.`
+
+// patience is how long a daemon may take to answer, beside what it was asked to wait for.
+const patience = 30 * time.Second
+
+// errFault ends a command that has said already what is wrong.
+var errFault = errors.New("something is degraded or disagrees")
+
+// errNoDaemon is wrapped by the errors of a daemon that does not run, or has gone.
+var errNoDaemon = errors.New("is mldd running, and is this its --run-dir?")
+
+// errUsage is wrapped by the errors of a wrong command line.
+var errUsage = errors.New("see mldctl --help")
+
+func usageError(format string, args ...any) error {
+	return fmt.Errorf("%w: %w", fmt.Errorf(format, args...), errUsage)
+}
+
+// A tool is what the commands share.
+type tool struct {
+	version string
+	runDir  string
+	json    bool
+	begun   bool // the command line was in order
+	now     func() time.Time
+}
+
+// New makes the command mldctl.
+func New(version string) *cobra.Command {
+	root, _ := newRoot(version)
+	return root
+}
+
+func newRoot(version string) (*cobra.Command, *tool) {
+	t := &tool{version: version, now: time.Now}
+	root := &cobra.Command{
+		Use:   "mldctl",
+		Short: "Look into mldd, the MLD listeners of this host's containers",
+		Long: `mldctl shows what mldd knows and does: the interfaces that it listens on, the multicast groups that
+are wanted, reported and forwarded there, and what happens. It also attaches interfaces that no CNI runtime manages.
+
+` + exitCodes,
+		Args:          cobra.NoArgs,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		PersistentPreRun: func(*cobra.Command, []string) {
+			t.begun = true
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.PersistentFlags().StringVar(&t.runDir, "run-dir", api.DefaultRunDir, "run `directory` of mldd")
+	root.PersistentFlags().BoolVar(&t.json, "json", false, "print JSON: one document, or an object in each line for what goes on")
+	root.AddCommand(t.status(), t.groups(), t.watch(), t.attach(), t.detach(), t.versions())
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	return root, t
+}
+
+// Run runs mldctl with some arguments and returns its exit code.
+func Run(ctx context.Context, version string, args []string, stdout, stderr io.Writer) int {
+	root, t := newRoot(version)
+	return t.run(ctx, root, args, stdout, stderr)
+}
+
+func (t *tool) run(ctx context.Context, root *cobra.Command, args []string, stdout, stderr io.Writer) int {
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	switch {
+	case err == nil:
+		return exitFine
+	case errors.Is(err, errFault):
+		return exitFailure
+	case !t.begun: // what cobra itself finds wrong has no type
+		fmt.Fprintf(stderr, "mldctl: %v: %v\n", err, errUsage)
+		return exitUsage
+	}
+	fmt.Fprintf(stderr, "mldctl: %v\n", err)
+	switch {
+	case errors.Is(err, errUsage):
+		return exitUsage
+	case errors.Is(err, errNoDaemon):
+		return exitNoDaemon
+	}
+	return exitFailure
+}
+
+// dial connects to the daemon.
+func (t *tool) dial(ctx context.Context) (*api.Client, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	c, err := api.Dial(ctx, t.runDir)
+	return c, exchangeError(err)
+}
+
+// exchangeError marks the errors that mean that there is no daemon.
+func exchangeError(err error) error {
+	if api.NotRunning(err) {
+		return fmt.Errorf("%w: %w", err, errNoDaemon)
+	}
+	return err
+}
+
+// call sends a request. An error that is a *types.Error is the daemon's.
+func call(ctx context.Context, c *api.Client, r *api.Request) (*api.Answer, error) {
+	answer, err := c.Call(ctx, r)
+	if err == nil && answer.Error != nil {
+		err = answer.Error
+	}
+	return answer, exchangeError(err)
+}
+
+// lines asks for all lines of a kind.
+func lines(ctx context.Context, c *api.Client, r *api.Request, take func(*api.Line)) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	closeHost, err := withHost(r)
+	if err != nil {
+		return err
+	}
+	defer closeHost()
+	for line, err := range c.Stream(ctx, r) {
+		if err != nil {
+			return exchangeError(err)
+		}
+		take(line)
+	}
+	return nil
+}
+
+// withHost lets the daemon look for bridges in the caller's network namespace.
+func withHost(r *api.Request) (closeHost func() error, err error) {
+	if r.HostNetns, err = openNetns("/proc/self/ns/net"); err != nil {
+		return nil, fmt.Errorf("own network namespace: %w", err)
+	}
+	return r.HostNetns.Close, nil
+}
+
+// filters adds the flags that choose attachments.
+func filters(cmd *cobra.Command, a *api.Attachment) {
+	cmd.Flags().StringVar(&a.Network, "network", "", "only this `network`")
+	cmd.Flags().StringVar(&a.ContainerID, "container", "", "only containers whose ID begins with `id`")
+	cmd.Flags().StringVar(&a.IfName, "interface", "", "only interfaces of this `name` in their container")
+}
+
+// printJSON prints a document.
+func printJSON(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
+
+// age is how long ago something was, in its largest unit.
+func age(now, then time.Time) string {
+	switch d := now.Sub(then); {
+	case d < time.Minute:
+		return fmt.Sprintf("%ds", max(0, int(d.Seconds())))
+	case d < time.Hour:
+		return fmt.Sprintf("%dm", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh", int(d.Hours()))
+	default:
+		return fmt.Sprintf("%dd", int(d.Hours())/24)
+	}
+}
+
+// shortID cuts the long ID of a runtime; --container takes the short one as well.
+func shortID(id string) string {
+	const long, short = 64, 13
+	if len(id) < long {
+		return id
+	}
+	return id[:short]
+}
+
+// openNetns opens a network namespace, without waiting if it is something else.
+func openNetns(path string) (*os.File, error) {
+	return os.OpenFile(path, os.O_RDONLY|nonblock, 0)
+}
