@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"runtime"
 	"testing"
 	"time"
 
@@ -94,4 +95,103 @@ func (c *container) joinToMDB(b *testing.B, group netip.Addr, events *mdnetlink.
 			}
 		}
 	}
+}
+
+// BenchmarkJoinToData measures the time from an application's setsockopt to the first datagram that its kernel takes in
+// for it, in a container whose kernel reports by itself and in one with our listener. The bridge's querier speaks
+// version 2. The goal is that of performance.md: a fortieth of the kernel's time.
+func BenchmarkJoinToData(b *testing.B) {
+	options := quiet
+	options.Querier = 2
+	s := newSegment(b, options, map[string]any{"mldVersion": "auto"})
+	kernel, listener, sender := s.connect("kernel"), s.add("listener"), s.connect("sender")
+	s.bridge.WaitQuerying(b.Context())
+	var found samples
+	for i := 0; b.Loop(); i++ {
+		for j, c := range []struct {
+			name string
+			*container
+		}{{"Kernel", kernel}, {"Listener", listener}} {
+			group := netip.AddrFrom16([16]byte{0: 0xff, 1: 5, 11: byte(j), 12: 2, 13: byte(i >> 16), 14: byte(i >> 8), 15: byte(i)})
+			found.add(c.name, c.joinToData(b, group, sender))
+		}
+	}
+	found.report(b)
+	b.Log("\n" + found.table())
+	hold(b, "listener/kernel", found.median("Listener"), found.median("Kernel"), 1.0/40)
+}
+
+// joinToData joins a group that another container sends to without a pause, waits for the first datagram, and leaves.
+func (c *container) joinToData(b *testing.B, group netip.Addr, sender *container) time.Duration {
+	b.Helper()
+	var socket *net.UDPConn
+	if err := c.Do(func() (err error) {
+		socket, err = net.ListenUDP("udp6", &net.UDPAddr{IP: net.IPv6unspecified, Port: port})
+		return err
+	}); err != nil {
+		b.Fatal(err)
+	}
+	defer socket.Close()
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := raw.Control(func(fd uintptr) { // the kernel's time, so that the Go scheduler has no part in it
+		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_TIMESTAMPNS_NEW, 1)
+	}); err != nil {
+		b.Fatal(err)
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer sender.flood(b, group)()
+	application := ipv6.NewPacketConn(socket)
+	begin := time.Now()
+	if err := application.JoinGroup(&net.Interface{Index: c.eth0.Index()}, &net.UDPAddr{IP: group.AsSlice()}); err != nil {
+		b.Fatal(err)
+	}
+	if err := socket.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		b.Fatal(err)
+	}
+	oob := make([]byte, 64)
+	_, n, _, _, err := socket.ReadMsgUDP(make([]byte, 64), oob)
+	if err != nil {
+		b.Fatalf("%s: no data of %v: %v", c, group, err)
+	}
+	messages, err := unix.ParseSocketControlMessage(oob[:n])
+	if err != nil || len(messages) != 1 || len(messages[0].Data) < 16 {
+		b.Fatalf("%s: no time of arrival: %v, %v", c, messages, err)
+	}
+	stamp := messages[0].Data
+	arrived := time.Unix(int64(binary.NativeEndian.Uint64(stamp)), int64(binary.NativeEndian.Uint64(stamp[8:])))
+	return arrived.Sub(begin.Round(0))
+}
+
+// flood sends to a group, a datagram about every 25 µs, until the returned function is called.
+func (c *container) flood(b *testing.B, group netip.Addr) (stop func()) {
+	b.Helper()
+	conn := c.sender(group)
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		b.Fatal(err)
+	}
+	stopped, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		defer conn.Close()
+		// A thread of its own, which ends with this goroutine: its sleep is to be exact.
+		runtime.LockOSThread()
+		_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
+		pause := unix.NsecToTimespec(int64(20 * time.Microsecond))
+		for {
+			select {
+			case <-stopped:
+				return
+			default:
+			}
+			_ = raw.Control(func(fd uintptr) { _, _ = unix.Write(int(fd), []byte("data")) })
+			_ = unix.Nanosleep(&pause, nil)
+		}
+	}()
+	return func() { close(stopped); <-ended }
 }

@@ -1,0 +1,166 @@
+package e2e
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/seed-aaab8e3a/cni-mld/e2e/chain"
+	"github.com/seed-aaab8e3a/cni-mld/netnslab"
+	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
+)
+
+// undelivered is a group of mld's configuration that the kernel does not join.
+func undelivered(group netip.Addr) map[string]any {
+	return map[string]any{"group": group, "deliver": false}
+}
+
+// A rack is a segment whose containers are macvlans, on a cable of the host to the bridge.
+type rack struct {
+	*segment
+	uplink *netnslab.Endpoint
+}
+
+// newRack makes a rack; the chain is that of the reference plugin macvlan and mld.
+func newRack(tb testing.TB, options netnslab.BridgeOptions, keys map[string]any) *rack {
+	tb.Helper()
+	s := newSegment(tb, options, keys)
+	r := &rack{s, s.bridge.Connect(s.Host(), "uplink")}
+	s.Host().SetSysctl("net/ipv6/conf/uplink/disable_ipv6", "1") // no listener of its own
+	var err error
+	s.chain, err = chain.New(chain.Config{Host: s.Host(), Bin: s.bin, Dir: s.dir, Master: "uplink", MLD: speaking(keys)})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return r
+}
+
+func (r *rack) add(name string) *container {
+	r.tb.Helper()
+	c := r.segment.add(name)
+	c.port = r.uplink.Peer()
+	return c
+}
+
+// Two macvlans share a port of the bridge. ADD waits for the entry on it, and what comes is sent on to those that
+// want it: also a group that the kernel has not joined, and the queries for it, which the macvlan drops if nobody has
+// asked for them (S2). So one listener stays when the other leaves: the bridge asks, and the other answers.
+func TestMacvlan(t *testing.T) {
+	t.Parallel()
+	for _, version := range []int{1, 2} {
+		t.Run(fmt.Sprintf("MLDv%d", version), func(t *testing.T) {
+			t.Parallel()
+			options := quiet
+			options.Querier, options.LastMemberInterval = version, 100*time.Millisecond
+			r := newRack(t, options, map[string]any{
+				"mldVersion": version, "groups": []any{groupA, undelivered(groupB)},
+				"robustness": 1, "alwaysDone": true, // no repeat of one listener silences the other
+			})
+			r.bridge.WaitQuerying(t.Context())
+			alice, bob, sender := r.add("alice"), r.add("bob"), r.connect("sender")
+			if kind := runIn(t, alice.Node, "ip", "-d", "link", "show", "eth0"); !strings.Contains(string(kind), "macvlan") {
+				t.Fatalf("alice has no macvlan: %s", kind)
+			}
+			for _, group := range []netip.Addr{groupA, groupB} {
+				if got := r.mdb(group); len(got) != 1 || !r.inMDB(group, alice) {
+					t.Errorf("after ADD the MDB has %v on ports %v, want %s", group, got, alice.port)
+				}
+			}
+			if err := r.chain.Check(t.Context(), alice.Node); err != nil {
+				t.Errorf("CHECK: %v", err)
+			}
+			if alice.kernelHolds(groupB) {
+				t.Errorf("the kernel has joined %v", groupB)
+			}
+
+			application, onAlice := alice.eth0.Receive(port), alice.eth0.Capture()
+			send := func(want int) {
+				t.Helper()
+				for _, group := range []netip.Addr{groupA, groupB} {
+					sender.eth0.Send(group, port, []byte("data"), datagrams)
+				}
+				sender.eth0.Send(allNodes, port, []byte("the end"), 1)
+				application.Wait(allNodes, want/datagrams)
+				r.wait("the end", func() (bool, string) { return framesTo(onAlice, allNodes) >= want/datagrams, "" })
+				if n := application.Count(groupA); n != want {
+					t.Errorf("alice's application received %d datagrams to %v, want %d", n, groupA, want)
+				}
+				if n := framesTo(onAlice, groupB); n != want {
+					t.Errorf("%d frames to %v came to alice's interface, want %d", n, groupB, want)
+				}
+			}
+			send(datagrams)
+
+			// The bridge asks for both, and forgets them if nobody answers. In version 1 it asks ff02::1, which every
+			// macvlan takes in; another querier asks the group itself.
+			r.del(bob)
+			onAlice.Wait(patience, "query for "+groupB.String(), func(f netnslab.Frame) bool {
+				return !f.Outgoing && f.ICMPv6() == 130 && bytes.Contains(f.Data, groupB.AsSlice())
+			})
+			r.wait("answered queries", func() (bool, string) {
+				const lowered = 10 // seconds; the entry ages in two if nobody answers
+				left := r.mdb(groupB)[alice.port.Name()]
+				return left > lowered, fmt.Sprintf("%v s left", left)
+			})
+			begin := time.Now()
+			r.query(groupB, 0)
+			if version == 1 {
+				r.waitSent(alice, begin, report, groupB, 1)
+			} else {
+				r.waitSent(alice, begin, reportV2, netip.Addr{}, 1)
+			}
+			send(2 * datagrams)
+			if err := r.chain.Check(t.Context(), alice.Node); err != nil {
+				t.Errorf("CHECK after bob has gone: %v", err)
+			}
+
+			r.blockReports()
+			r.run("bridge", "mdb", "del", "dev", "cni0", "port", alice.port.Name(), "grp", groupB.String())
+			code, text := r.call("CHECK", alice, nil)
+			if code != api.CodeNotReady || !strings.Contains(text, "no entry for [ff05::b]") {
+				t.Errorf("CHECK without the entry: code %d (%s), want %d", code, text, api.CodeNotReady)
+			}
+			r.del(alice)
+			r.waitReleased(alice)
+		})
+	}
+}
+
+// Where the cable of the macvlans leads to no bridge of this host, as most do, ADD waits for the report, and has no
+// entry to wait for.
+func TestMacvlanWithoutBridge(t *testing.T) {
+	t.Parallel()
+	for name, place := range map[string]func(s *segment) *netnslab.Endpoint{
+		"to another machine": func(s *segment) *netnslab.Endpoint {
+			uplink, _ := s.Veth(s.Host(), "uplink", s.Node("machine"), "eth0")
+			return uplink
+		},
+		"master elsewhere": func(s *segment) *netnslab.Endpoint { // where an index means another link than here
+			return s.bridge.Connect(s.Node("elsewhere"), "uplink")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newSegment(t, quiet, nil)
+			node := s.Node("alice")
+			alice := newContainer(t, node, s.Macvlan(place(s), node, chain.IfName))
+			a := <-s.start(alice, ready("mdb", "300ms"))
+			if a.code != api.CodeNotReady || !strings.Contains(a.text, "not a port of a bridge") {
+				t.Errorf("ADD, mdb: code %d (%s), want %d", a.code, a.text, api.CodeNotReady)
+			}
+			a = <-s.start(alice, ready("auto", "20s"))
+			if a.code != 0 || a.diagnostic != "" {
+				t.Fatalf("ADD, auto: code %d (%s), %s", a.code, a.text, a.diagnostic)
+			}
+			alice.heard.Wait(patience, "report", func(f netnslab.Frame) bool {
+				return f.Outgoing && f.Dst() == groupA && f.Time.Before(a.end)
+			})
+			if code, text := s.call("CHECK", alice, ready("auto", "20s")); code != 0 {
+				t.Errorf("CHECK: code %d (%s)", code, text)
+			}
+		})
+	}
+}
