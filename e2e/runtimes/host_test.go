@@ -50,11 +50,13 @@ type host struct {
 	flooded *netnslab.Capture // at a port that nobody has reported a group on
 }
 
-// newHost makes a host whose bridge is a querier of an MLD version. What the runtimes keep is checked and the daemon
-// ended with the test.
+// newHost makes a host whose bridge is a querier of an MLD version, which asks once, when a port comes up. What the
+// runtimes keep is checked and the daemon ended with the test.
 func newHost(t *testing.T, querier int) *host {
 	h := &host{Lab: netnslab.New(t), t: t, network: strings.ToLower(t.Name())}
-	h.bridge = h.Bridge("cni0", netnslab.BridgeOptions{Querier: querier})
+	h.bridge = h.Bridge("cni0", netnslab.BridgeOptions{
+		Querier: querier, QueryInterval: time.Hour, StartupQueryCount: 1,
+	})
 	h.sender = h.bridge.Connect(h.Node("sender"), "eth0")
 	h.sender.AddAddr(netip.PrefixFrom(source, 64))
 	h.flooded = h.bridge.Connect(h.Node("bystander"), "eth0").Capture()
