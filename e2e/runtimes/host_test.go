@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -70,7 +71,7 @@ func (h *host) close() {
 		log, _ := os.ReadFile(api.LogPath(api.DefaultRunDir))
 		h.t.Logf("the daemon's log:\n%s", log)
 	}
-	h.endDaemon(unix.SIGTERM)
+	h.endDaemon()
 	for _, pattern := range []string{leases + "/*/*:*", results + "/*"} {
 		if left, err := filepath.Glob(pattern); err != nil || len(left) > 0 {
 			h.t.Errorf("left: %q, %v", left, err)
@@ -177,19 +178,12 @@ func daemon(ctx context.Context) (*api.Status, error) {
 	return answer.Status, nil
 }
 
-// endDaemon sends the daemon a signal, if there is one, waits for its end, and makes sure that no other lives.
-func (h *host) endDaemon(signal unix.Signal) {
+// endDaemon ends the daemon, if there is one, and waits until no process of it is left.
+func (h *host) endDaemon() {
 	h.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	status, err := daemon(ctx)
-	switch {
-	case api.NotRunning(err):
-	case err != nil:
-		h.t.Errorf("status: %v", err)
-	default:
-		if err := unix.Kill(status.PID, signal); err != nil {
-			h.t.Errorf("mldd, process %d: %v", status.PID, err)
+	for pid := range processes("mldd") {
+		if err := unix.Kill(pid, unix.SIGTERM); err != nil && !errors.Is(err, unix.ESRCH) {
+			h.t.Errorf("mldd, process %d: %v", pid, err)
 		}
 	}
 	h.ended("mldd")
@@ -204,15 +198,16 @@ func (h *host) ended(program string) {
 	})
 }
 
-// processes returns the command lines of the processes of a program. There are none here but those of the tests.
-func processes(program string) []string {
-	var found []string
+// processes returns the command lines of the processes of a program, by number. In our process namespace there are none
+// but those of the tests.
+func processes(program string) map[int]string {
+	found := map[int]string{}
 	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, file := range files {
-		text, _ := os.ReadFile(file)
-		args := strings.Split(strings.TrimRight(string(text), "\x00"), "\x00")
-		if filepath.Base(args[0]) == program {
-			found = append(found, filepath.Base(filepath.Dir(file))+": "+strings.Join(args, " "))
+		text, _ := os.ReadFile(file) // empty once it has ended
+		args := strings.Split(string(text), "\x00")
+		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file))); err == nil && filepath.Base(args[0]) == program {
+			found[pid] = strings.Join(args, " ")
 		}
 	}
 	return found
