@@ -29,7 +29,7 @@ func TestCnitool(t *testing.T) {
 
 	must("status") // no daemon yet, but it could be started
 	if left := processes("mldd"); len(left) > 0 {
-		t.Errorf("STATUS has started %q", left)
+		t.Errorf("STATUS has started %v", left)
 	}
 	must("add")
 	must("check")

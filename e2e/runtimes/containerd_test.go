@@ -121,15 +121,28 @@ func (h *host) startContainerd() *containerd {
 // A pod is a sandbox of containerd's.
 type pod struct {
 	*containerd
-	id, handler string
-	config      *cri.PodSandboxConfig
-	took        time.Duration // of RunPodSandbox
+	id     string // empty when it is gone
+	config *cri.PodSandboxConfig
+	took   time.Duration // of RunPodSandbox
 }
 
 // runPod runs a pod's sandbox. It is removed with the test, if it still is there.
 func (c *containerd) runPod(name, handler string, annotations map[string]string) *pod {
 	c.t.Helper()
-	p := &pod{containerd: c, handler: handler, config: &cri.PodSandboxConfig{
+	p, err := c.tryPod(name, handler, annotations)
+	if err != nil {
+		c.t.Fatalf("RunPodSandbox: %v", err)
+	}
+	c.t.Cleanup(func() {
+		if p.id != "" {
+			p.remove()
+		}
+	})
+	return p
+}
+
+func (c *containerd) tryPod(name, handler string, annotations map[string]string) (*pod, error) {
+	p := &pod{containerd: c, config: &cri.PodSandboxConfig{
 		Metadata:     &cri.PodSandboxMetadata{Name: name, Namespace: "default", Uid: "uid-" + name},
 		LogDirectory: filepath.Join("/run/logs", name),
 		Annotations:  annotations,
@@ -139,17 +152,8 @@ func (c *containerd) runPod(name, handler string, annotations map[string]string)
 	defer cancel()
 	begin := time.Now()
 	answer, err := c.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: p.config, RuntimeHandler: handler})
-	p.took = time.Since(begin)
-	if err != nil {
-		c.t.Fatalf("RunPodSandbox: %v", err)
-	}
-	p.id = answer.PodSandboxId
-	c.t.Cleanup(func() {
-		if p.id != "" {
-			p.remove()
-		}
-	})
-	return p
+	p.id, p.took = answer.GetPodSandboxId(), time.Since(begin)
+	return p, err
 }
 
 // runReceiver runs the receiver in the pod. The returned function tells what it has printed.
@@ -244,6 +248,15 @@ func TestContainerdAnnotation(t *testing.T) {
 	bob.remove()
 	p.remove()
 	h.gone(groupB, ssm)
+
+	carol, err := c.tryPod("carol", "", map[string]string{"mld/groups": "ff02::1"})
+	if err == nil {
+		carol.remove()
+	}
+	if !strings.Contains(fmt.Sprint(err), "mld/groups") || !strings.Contains(fmt.Sprint(err), "ff02::1") {
+		t.Errorf("what cannot be reported: RunPodSandbox: %v; want the annotation and the group named", err)
+	}
+	h.gone()
 }
 
 // The plugin does not hold up the runtime, neither when it starts the daemon nor afterwards.
@@ -278,14 +291,14 @@ func TestContainerdTime(t *testing.T) {
 	}
 	fmt.Fprintf(w, "mld, the first\t\t%v\t\n", ms(first))
 	_ = w.Flush() // into memory
-	plain := median(took[plainHandler])
-	t.Logf("ratio of the medians %.2f, of the first %.2f\n%s",
-		median(took[mldHandler]).Seconds()/plain.Seconds(), first.Seconds()/plain.Seconds(), &table)
-	if with := median(took[mldHandler]); with > plain*3/2 {
-		t.Errorf("with mld RunPodSandbox takes %v, and without %v: more than half as long again", ms(with), ms(plain))
+	plain, with := took[plainHandler], took[mldHandler]
+	t.Logf("with mld to without: the least %.2f, the medians %.2f\n%s",
+		with[0].Seconds()/plain[0].Seconds(), median(with).Seconds()/median(plain).Seconds(), &table)
+	if median(with) > 2*median(plain) {
+		t.Errorf("with mld RunPodSandbox takes %v, and without %v: more than twice as long", ms(median(with)), ms(median(plain)))
 	}
-	if first > 3*plain {
-		t.Errorf("the first took %v, and without mld %v: more than three times as long", ms(first), ms(plain))
+	if most := plain[len(plain)-1]; first > 3*most {
+		t.Errorf("the first took %v, and without mld %v at most: more than three times as long", ms(first), ms(most))
 	}
 	h.gone(groupA)
 }

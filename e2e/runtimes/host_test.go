@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -50,11 +51,13 @@ type host struct {
 	flooded *netnslab.Capture // at a port that nobody has reported a group on
 }
 
-// newHost makes a host whose bridge is a querier of an MLD version. What the runtimes keep is checked and the daemon
-// ended with the test.
+// newHost makes a host whose bridge is a querier of an MLD version, which asks once, when a port comes up. What the
+// runtimes keep is checked and the daemon ended with the test.
 func newHost(t *testing.T, querier int) *host {
 	h := &host{Lab: netnslab.New(t), t: t, network: strings.ToLower(t.Name())}
-	h.bridge = h.Bridge("cni0", netnslab.BridgeOptions{Querier: querier})
+	h.bridge = h.Bridge("cni0", netnslab.BridgeOptions{
+		Querier: querier, QueryInterval: time.Hour, StartupQueryCount: 1,
+	})
 	h.sender = h.bridge.Connect(h.Node("sender"), "eth0")
 	h.sender.AddAddr(netip.PrefixFrom(source, 64))
 	h.flooded = h.bridge.Connect(h.Node("bystander"), "eth0").Capture()
@@ -68,7 +71,7 @@ func (h *host) close() {
 		log, _ := os.ReadFile(api.LogPath(api.DefaultRunDir))
 		h.t.Logf("the daemon's log:\n%s", log)
 	}
-	h.endDaemon(unix.SIGTERM)
+	h.endDaemon()
 	for _, pattern := range []string{leases + "/*/*:*", results + "/*"} {
 		if left, err := filepath.Glob(pattern); err != nil || len(left) > 0 {
 			h.t.Errorf("left: %q, %v", left, err)
@@ -175,19 +178,12 @@ func daemon(ctx context.Context) (*api.Status, error) {
 	return answer.Status, nil
 }
 
-// endDaemon sends the daemon a signal, if there is one, waits for its end, and makes sure that no other lives.
-func (h *host) endDaemon(signal unix.Signal) {
+// endDaemon ends the daemon, if there is one, and waits until no process of it is left.
+func (h *host) endDaemon() {
 	h.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	status, err := daemon(ctx)
-	switch {
-	case api.NotRunning(err):
-	case err != nil:
-		h.t.Errorf("status: %v", err)
-	default:
-		if err := unix.Kill(status.PID, signal); err != nil {
-			h.t.Errorf("mldd, process %d: %v", status.PID, err)
+	for pid := range processes("mldd") {
+		if err := unix.Kill(pid, unix.SIGTERM); err != nil && !errors.Is(err, unix.ESRCH) {
+			h.t.Errorf("mldd, process %d: %v", pid, err)
 		}
 	}
 	h.ended("mldd")
@@ -202,15 +198,16 @@ func (h *host) ended(program string) {
 	})
 }
 
-// processes returns the command lines of the processes of a program. There are none here but those of the tests.
-func processes(program string) []string {
-	var found []string
+// processes returns the command lines of the processes of a program, by number. In our process namespace there are none
+// but those of the tests.
+func processes(program string) map[int]string {
+	found := map[int]string{}
 	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, file := range files {
-		text, _ := os.ReadFile(file)
-		args := strings.Split(strings.TrimRight(string(text), "\x00"), "\x00")
-		if filepath.Base(args[0]) == program {
-			found = append(found, filepath.Base(filepath.Dir(file))+": "+strings.Join(args, " "))
+		text, _ := os.ReadFile(file) // empty once it has ended
+		args := strings.Split(string(text), "\x00")
+		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file))); err == nil && filepath.Base(args[0]) == program {
+			found[pid] = strings.Join(args, " ")
 		}
 	}
 	return found
