@@ -45,11 +45,6 @@ type program struct {
 
 var programs = []program{
 	{"e2e/kernels/guest", nil},
-	{"mld/netns", nil},
-	{"mld/link", nil},
-	{"mld/kernel", nil},
-	{"mld/bridge", nil},
-	{"mld/agent", nil},
 }
 
 func TestKernels(t *testing.T) {

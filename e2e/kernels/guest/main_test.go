@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/seed-aaab8e3a/cni-mld/e2e/chain"
+	"github.com/seed-aaab8e3a/cni-mld/mld"
 	"github.com/seed-aaab8e3a/cni-mld/mld/bridge"
 	"github.com/seed-aaab8e3a/cni-mld/netnslab"
 	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
@@ -45,9 +46,10 @@ var (
 // A segment is a lab with a bridge that asks, two senders, and bob, who wants nothing.
 type segment struct {
 	*netnslab.Lab
-	tb     testing.TB
-	bridge *netnslab.Bridge
-	chain  *chain.Chain
+	tb      testing.TB
+	bridge  *netnslab.Bridge
+	version mld.Version // of the bridge's queries
+	chain   *chain.Chain
 
 	good, bad, bob *netnslab.Endpoint
 }
@@ -55,7 +57,7 @@ type segment struct {
 // newSegment makes a segment whose bridge asks in the version once, and after a leave; keys are mld's.
 func newSegment(tb testing.TB, version int, keys map[string]any) *segment {
 	tb.Helper()
-	s := &segment{Lab: netnslab.New(tb), tb: tb}
+	s := &segment{Lab: netnslab.New(tb), tb: tb, version: mld.Version(version)}
 	s.bridge = s.Bridge("cni0", netnslab.BridgeOptions{
 		Querier: version, QueryInterval: time.Hour, StartupQueryCount: 1, LastMemberInterval: 100 * time.Millisecond,
 	})
@@ -91,14 +93,39 @@ func (s *segment) connect(name string) *netnslab.Endpoint {
 	return s.bridge.Connect(s.Node(name), chain.IfName)
 }
 
-// add attaches a new container by the chain.
+// add attaches a new container by the chain, and has all that it listens to reported in the version of the bridge: a
+// kernel that changes to version 1 forgets the leaves that it has not told.
 func (s *segment) add(name string) *netnslab.Endpoint {
 	s.tb.Helper()
 	n := s.Node(name)
 	if _, err := s.chain.Add(s.tb.Context(), n); err != nil {
 		s.tb.Fatalf("ADD %s: %v", n, err)
 	}
-	return n.Interface(chain.IfName)
+	e := n.Interface(chain.IfName)
+	heard := e.Peer().Capture(netnslab.MLD)
+	s.query()
+	want := map[mld.Version]uint8{1: report, 2: reportV2}[s.version]
+	heard.Wait(patience, fmt.Sprintf("Report of version %d", s.version), kind(want))
+	return e
+}
+
+// query sends a General Query of the bridge.
+func (s *segment) query() {
+	s.tb.Helper()
+	s.bridge.SendPacket(mld.AppendQuery(nil, s.bridge.LinkLocal(), allNodes, mld.Query{
+		Version: s.version, MulticastAddress: netip.IPv6Unspecified(), MaxResponseCode: 100, QRV: 2, QQIC: 125,
+	}))
+}
+
+// The ICMPv6 types of MLD.
+const (
+	report   = 131
+	reportV2 = 143
+)
+
+// kind matches MLD of a type that comes from the node to the bridge.
+func kind(k uint8) func(netnslab.Frame) bool {
+	return func(f netnslab.Frame) bool { return !f.Outgoing && f.ICMPv6() == k }
 }
 
 // call runs the plugin mld alone.

@@ -15,12 +15,6 @@ import (
 	"github.com/seed-aaab8e3a/cni-mld/netnslab"
 )
 
-// The ICMPv6 types of MLD.
-const (
-	report   = 131
-	reportV2 = 143
-)
-
 // The kernel speaks version 2, our listener is made to speak version 1: so the type of a Report says whose it is. Muted,
 // the kernel is not heard, though it tries, and ours speaks for the application; kept, the kernel does itself. When the
 // agent has gone, the kernel answers.
@@ -75,18 +69,6 @@ func TestOneVoice(t *testing.T) {
 	heard = alice.Peer().Capture(netnslab.MLD)
 	s.query()
 	heard.Wait(patience, "the kernel's answer", kind(reportV2))
-}
-
-// query sends a General Query of version 2.
-func (s *segment) query() {
-	s.tb.Helper()
-	s.bridge.SendPacket(mld.AppendQuery(nil, s.bridge.LinkLocal(), allNodes, mld.Query{
-		Version: mld.Version2, MulticastAddress: netip.IPv6Unspecified(), MaxResponseCode: 100, QRV: 2, QQIC: 125,
-	}))
-}
-
-func kind(k uint8) func(netnslab.Frame) bool {
-	return func(f netnslab.Frame) bool { return !f.Outgoing && f.ICMPv6() == k }
 }
 
 // about matches a message of version 1 about a group, which ends with that.
