@@ -15,6 +15,7 @@ import (
 
 	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
 	"github.com/seed-aaab8e3a/cni-mld/plugin/daemon"
+	"github.com/seed-aaab8e3a/cni-mld/plugin/keeper"
 )
 
 // version is set by the linker.
@@ -86,7 +87,7 @@ func main() {
 func run(cfg daemon.Config, ready io.WriteCloser) error {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	defer stop()
-	d, err := daemon.New(cfg)
+	d, err := open(cfg)
 	said := "ready\n"
 	if err != nil {
 		said = err.Error() + "\n"
@@ -98,6 +99,19 @@ func run(cfg daemon.Config, ready io.WriteCloser) error {
 		return err
 	}
 	return d.Serve(ctx)
+}
+
+// open takes the run directory.
+func open(cfg daemon.Config) (*daemon.Daemon, error) {
+	if err := api.CheckRunDir(cfg.RunDir); err != nil {
+		return nil, err
+	}
+	place, err := keeper.Take(api.SocketPath(cfg.RunDir), nil)
+	if err != nil {
+		return nil, err
+	}
+	cfg.Listener = place.Listener
+	return daemon.New(cfg)
 }
 
 // nopReady is nobody to report readiness to.
