@@ -40,6 +40,7 @@ type Config struct {
 type keeper struct {
 	Config
 	served bool           // a worker was settled
+	asked  bool           // the worker that is was told to make room for the next
 	held   map[uint64]int // descriptors of the worker that is
 	former []int          // of those before
 	pause  time.Duration  // before the next worker, if this one fails
@@ -62,7 +63,7 @@ func Run(ctx context.Context, cfg Config) error {
 		case k.Place.Gone():
 			k.Logger.Warn("keeper ends", "reason", "run directory removed")
 			return nil
-		case err == nil && state.ExitCode() == ExitHandover:
+		case err == nil && (k.asked || state.ExitCode() == ExitHandover):
 			continue
 		}
 		if time.Since(begin) > longestPause {
@@ -113,6 +114,7 @@ func (k *keeper) work(ctx context.Context) (*os.ProcessState, error) {
 	if err != nil {
 		return nil, err
 	}
+	k.asked = false
 	defer k.retire()
 	defer conn.Close()
 	messages := make(chan received)
@@ -137,6 +139,7 @@ func (k *keeper) work(ctx context.Context) (*os.ProcessState, error) {
 			}
 			k.handle(m)
 		case <-reload:
+			k.asked = true
 			k.Reloading()
 			end(unix.SIGHUP)
 		case <-done:

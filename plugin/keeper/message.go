@@ -56,11 +56,17 @@ func receive(conn *net.UnixConn) (m message, fd int, err error) {
 	case n == 0:
 		return m, -1, io.EOF
 	}
-	fd = -1
-	if messages, err := unix.ParseSocketControlMessage(oob[:oobn]); err == nil && len(messages) == 1 {
-		if fds, err := unix.ParseUnixRights(&messages[0]); err == nil && len(fds) == 1 {
-			fd = fds[0]
+	fds := rights(oob[:oobn])
+	defer func() {
+		if err != nil {
+			for _, fd := range fds {
+				_ = unix.Close(fd)
+			}
 		}
+	}()
+	fd = -1
+	if len(fds) == 1 {
+		fd = fds[0]
 	}
 	m = message{op(b[0]), binary.BigEndian.Uint64(b[1:])}
 	switch {
@@ -68,15 +74,25 @@ func receive(conn *net.UnixConn) (m message, fd int, err error) {
 		err = fmt.Errorf("message of %d octets", n)
 	case flags&unix.MSG_CTRUNC != 0:
 		err = fmt.Errorf("descriptor %d lost: the limit of open files (RLIMIT_NOFILE) is too low", m.id)
-	case (m.op == opKeep) != (fd >= 0):
-		err = fmt.Errorf("message %q: descriptor is %d", m.op, fd)
+	case (m.op == opKeep) != (fd >= 0) || len(fds) > 1:
+		err = fmt.Errorf("message %q with %d descriptors", m.op, len(fds))
 	default:
 		return m, fd, nil
 	}
-	if fd >= 0 {
-		_ = unix.Close(fd)
-	}
 	return message{}, -1, &badMessageError{err}
+}
+
+// rights returns the descriptors of a control message.
+func rights(oob []byte) []int {
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil || len(messages) != 1 {
+		return nil
+	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if err != nil {
+		return nil
+	}
+	return fds
 }
 
 // A badMessageError says that a message counts for nothing; there may be more.
