@@ -99,7 +99,7 @@ func TestHandover(t *testing.T) {
 	cfg.Keeper = kept
 	r.serve(cfg)
 	pod, peer := r.pod("c1")
-	pod.Node().SetSysctl("net/ipv6/mld_qrv", "1") // or the kernel's muted repeats may come when it may speak for a moment
+	pod.Node().SetSysctl("net/ipv6/conf/eth0/mldv2_unsolicited_report_interval", "1") // or the kernel's muted repeats may come when it may speak for a moment
 	w := r.listen(peer)
 	s := settings(t, `"groups": ["ff05::1:1", {"group": "ff05::1:2", "deliver": false}], "mldVersion": 2, "ready": {"wait": "report"}`)
 	r.add("lab", pod.Node(), s)
