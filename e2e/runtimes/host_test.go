@@ -186,8 +186,8 @@ func (h *host) endDaemon(signal unix.Signal) {
 	case err != nil:
 		h.t.Errorf("status: %v", err)
 	default:
-		if err := unix.Kill(status.PID, signal); err != nil {
-			h.t.Errorf("mldd, process %d: %v", status.PID, err)
+		if err := unix.Kill(status.KeeperPID, signal); err != nil {
+			h.t.Errorf("mldd, process %d: %v", status.KeeperPID, err)
 		}
 	}
 	h.ended("mldd")
