@@ -137,10 +137,10 @@ func (s *segment) delBy(c *container, netns string) {
 	}
 }
 
-// pidfd opens the daemon's process, until the end of the test.
+// pidfd opens the daemon's process that ends last, the keeper, until the end of the test.
 func (s *segment) pidfd() *os.File {
 	s.tb.Helper()
-	fd, err := unix.PidfdOpen(s.daemon().PID, unix.PIDFD_NONBLOCK)
+	fd, err := unix.PidfdOpen(s.daemon().KeeperPID, unix.PIDFD_NONBLOCK)
 	if err != nil {
 		s.tb.Fatal(err)
 	}
@@ -321,30 +321,34 @@ func TestAutostart(t *testing.T) {
 	if status.Attachments != len(nodes) || !status.SelfStarted {
 		t.Errorf("status %+v, want %d attachments, self-started", status, len(nodes))
 	}
-	if daemons := s.daemons(); !slices.Equal(daemons, []int{status.PID}) {
-		t.Errorf("processes %v are daemons of the run directory, want %d alone", daemons, status.PID)
+	want := []int{status.KeeperPID, status.PID}
+	slices.Sort(want)
+	if daemons := slices.Sorted(slices.Values(s.daemons())); !slices.Equal(daemons, want) {
+		t.Errorf("processes %v are daemons of the run directory, want keeper and worker, %v", daemons, want)
 	}
 
-	for fd, target := range descriptors(status.PID) {
-		switch n, _ := strconv.Atoi(fd); {
-		case n < 2 && target != "/dev/null", n == 2 && target != api.LogPath(s.chain.RunDir):
-			t.Errorf("descriptor %s is %s", fd, target)
-		case strings.HasPrefix(target, "pipe:"):
-			t.Errorf("descriptor %s is a pipe", fd)
+	for _, pid := range want {
+		for fd, target := range descriptors(pid) {
+			switch n, _ := strconv.Atoi(fd); {
+			case n < 2 && target != "/dev/null", n == 2 && target != api.LogPath(s.chain.RunDir):
+				t.Errorf("descriptor %s is %s", fd, target)
+			case strings.HasPrefix(target, "pipe:"):
+				t.Errorf("descriptor %s is a pipe", fd)
+			}
 		}
-	}
-	proc := fmt.Sprintf("/proc/%d", status.PID)
-	for link, want := range map[string]string{"ns/net": namespaceOf(t, s.Host()), "cwd": "/"} {
-		if got, err := os.Readlink(filepath.Join(proc, link)); err != nil || got != want {
-			t.Errorf("%s of the daemon is %s, %v, want %s", link, got, err, want)
+		proc := fmt.Sprintf("/proc/%d", pid)
+		for link, want := range map[string]string{"ns/net": namespaceOf(t, s.Host()), "cwd": "/"} {
+			if got, err := os.Readlink(filepath.Join(proc, link)); err != nil || got != want {
+				t.Errorf("%s of the daemon is %s, %v, want %s", link, got, err, want)
+			}
 		}
-	}
-	if session, err := unix.Getsid(status.PID); err != nil || session != status.PID {
-		t.Errorf("the daemon is in session %d, %v, want its own, %d", session, err, status.PID)
-	}
-	environ, err := os.ReadFile(filepath.Join(proc, "environ"))
-	if bytes.Contains(environ, []byte("CNI_")) || len(environ) == 0 {
-		t.Errorf("the daemon's environment is %q, %v", environ, err)
+		if session, err := unix.Getsid(pid); err != nil || session != status.KeeperPID {
+			t.Errorf("the daemon is in session %d, %v, want its own, %d", session, err, status.KeeperPID)
+		}
+		environ, err := os.ReadFile(filepath.Join(proc, "environ"))
+		if bytes.Contains(environ, []byte("CNI_")) || len(environ) == 0 {
+			t.Errorf("the daemon's environment is %q, %v", environ, err)
+		}
 	}
 
 	s.all(nodes, len(nodes), s.chain.Del)

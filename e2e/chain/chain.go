@@ -211,16 +211,17 @@ func (c *Chain) Daemon(ctx context.Context) (*api.Status, error) {
 	return answer.Status, nil
 }
 
-// Stop stops the daemon if one runs, and waits until it has ended.
+// Stop stops the daemon if one runs, keeper and worker, and waits until it has ended.
 func (c *Chain) Stop(ctx context.Context) error {
 	return c.signal(ctx, unix.SIGTERM)
 }
 
-// Kill kills the daemon with SIGKILL, and waits until it has ended.
+// Kill kills the daemon with SIGKILL, keeper and thereby worker, and waits until it has ended.
 func (c *Chain) Kill(ctx context.Context) error {
 	return c.signal(ctx, unix.SIGKILL)
 }
 
+// signal sends a signal to the keeper, which is the process that was started, and waits for both processes.
 func (c *Chain) signal(ctx context.Context, sig unix.Signal) error {
 	status, err := c.Daemon(ctx)
 	if api.NotRunning(err) {
@@ -229,18 +230,22 @@ func (c *Chain) signal(ctx context.Context, sig unix.Signal) error {
 	if err != nil {
 		return err
 	}
-	fd, err := unix.PidfdOpen(status.PID, unix.PIDFD_NONBLOCK)
-	if errors.Is(err, unix.ESRCH) {
-		return nil
+	var fds []int
+	for _, pid := range []int{status.KeeperPID, status.PID} {
+		fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+		if errors.Is(err, unix.ESRCH) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("mldd, process %d: %w", pid, err)
+		}
+		defer unix.Close(fd)
+		fds = append(fds, fd)
 	}
-	if err != nil {
-		return fmt.Errorf("mldd, process %d: %w", status.PID, err)
+	if err := unix.PidfdSendSignal(fds[0], sig, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("mldd, process %d: %w", status.KeeperPID, err)
 	}
-	defer unix.Close(fd)
-	if err := unix.PidfdSendSignal(fd, sig, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("mldd, process %d: %w", status.PID, err)
-	}
-	return waitExit(ctx, fd, status.PID)
+	return errors.Join(waitExit(ctx, fds[0], status.KeeperPID), waitExit(ctx, fds[1], status.PID))
 }
 
 // waitExit waits until the process of a pidfd has ended.

@@ -126,7 +126,7 @@ func (s *stage) attach() {
 	s.must("status of mldd", err)
 	s.bridge.WaitQuerying(s.ctx)
 	s.check(true, "the bridge no longer floods, as it does before it has asked and heard the answers")
-	s.printf("   one daemon for all of them: mldd, process %d, started by the first ADD\n", daemon.PID)
+	s.printf("   one daemon for all of them: mldd, process %d, started by the first ADD\n", daemon.KeeperPID)
 }
 
 // join has an application join a group by itself.

@@ -39,7 +39,8 @@ var arrows = map[string][]string{
 	"plugin/api":    {"mld"},
 	"plugin/daemon": {"mld/agent", "mld/bridge", "plugin/api"},
 	"plugin/mldctl": {"plugin/mldctl/command"},
-	"plugin/mldd":   {"plugin/daemon"},
+	"plugin/keeper": {},
+	"plugin/mldd":   {"plugin/daemon", "plugin/keeper"},
 
 	"plugin/mldctl/command": {"plugin/api"},
 	"plugin/mldctl/man":     {"plugin/mldctl/command"},

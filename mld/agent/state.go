@@ -70,28 +70,43 @@ func (a *Agent) State(ctx context.Context) (State, error) {
 // Link returns the state of the interface as it was seen last. It never waits for the agent.
 func (a *Agent) Link() link.State { return *a.seen.Load() }
 
-// waiter waits until addresses are reported.
+// waiter waits until something has come true of addresses.
 type waiter struct {
-	addrs    []netip.Addr
-	reported chan struct{}
-	ctx      context.Context
+	addrs   []netip.Addr
+	missing func(addrs []netip.Addr) []netip.Addr // of which it has not
+	done    chan struct{}
+	ctx     context.Context
 }
 
 // WaitReported waits until every one of the addresses has been reported from a valid link-local address, by the
 // listener or, where its reports are kept, by the kernel. If ctx ends first, the error wraps its error and says
 // which addresses are missing and why.
 func (a *Agent) WaitReported(ctx context.Context, addrs ...netip.Addr) error {
-	w := waiter{addrs: addrs, reported: make(chan struct{}), ctx: ctx}
+	err := a.wait(ctx, a.unreported, addrs)
+	if ctx.Err() != nil && err != nil {
+		return a.explain(ctx.Err(), addrs)
+	}
+	return err
+}
+
+// WaitLeft waits until nobody listens to any of the addresses, and it has been said. If ctx ends first, it returns its
+// error.
+func (a *Agent) WaitLeft(ctx context.Context, addrs ...netip.Addr) error {
+	return a.wait(ctx, a.held, addrs)
+}
+
+func (a *Agent) wait(ctx context.Context, missing func([]netip.Addr) []netip.Addr, addrs []netip.Addr) error {
+	w := waiter{addrs: addrs, missing: missing, done: make(chan struct{}), ctx: ctx}
 	if err := a.do(ctx, func() { a.waiters = append(a.waiters, w) }); err != nil {
 		return err
 	}
 	select {
-	case <-w.reported:
+	case <-w.done:
 		return nil
 	case <-a.done:
 		return a.err
 	case <-ctx.Done():
-		return a.explain(ctx.Err(), addrs)
+		return ctx.Err()
 	}
 }
 
@@ -114,18 +129,23 @@ func (a *Agent) explain(cause error, addrs []netip.Addr) error {
 	return err
 }
 
-// wake tells the waiters whose addresses have all been reported, and forgets those that have given up.
+// wake tells the waiters for whose addresses it has come true, and forgets those that have given up.
 func (a *Agent) wake() {
 	a.waiters = slices.DeleteFunc(a.waiters, func(w waiter) bool {
 		if w.ctx.Err() != nil {
 			return true
 		}
-		if len(a.unreported(w.addrs)) > 0 {
+		if len(w.missing(w.addrs)) > 0 {
 			return false
 		}
-		close(w.reported)
+		close(w.done)
 		return true
 	})
+}
+
+// held returns those of the addresses that somebody listens to.
+func (a *Agent) held(addrs []netip.Addr) []netip.Addr {
+	return slices.DeleteFunc(slices.Clone(addrs), func(addr netip.Addr) bool { return !a.voice.holds(addr) })
 }
 
 func (a *Agent) unreported(addrs []netip.Addr) []netip.Addr {

@@ -26,8 +26,9 @@ import (
 // An address is joined with a source filter, which is the kernel's for the whole interface, together with those of
 // other programs: what no filter wants reaches no program.
 type Joins struct {
-	ns    *netns.Namespace
-	index int
+	ns     *netns.Namespace
+	index  int
+	keeper Keeper // nil: nobody
 
 	mu      sync.Mutex
 	sockets []*joinSocket
@@ -55,15 +56,26 @@ type joinSocket struct {
 	*ipv6.PacketConn
 	raw  syscall.RawConn
 	full bool
+	kept uint64 // under which the Keeper has it
+}
+
+// A Keeper holds duplicates of sockets, in another process, so that what they have joined outlives this one: the kernel
+// leaves when the last descriptor is closed.
+type Keeper interface {
+	// Keep takes a duplicate of a socket, whose descriptor is valid during the call, and names it.
+	Keep(fd int) (id uint64, err error)
+	// Drop closes that duplicate.
+	Drop(id uint64) error
 }
 
 // ErrTooManySources says that the kernel takes no list of sources that long.
 var ErrTooManySources = errors.New("more sources than sysctl net.ipv6.mld_max_msf allows for one address (64 unless " +
 	"changed), or than sysctl net.core.optmem_max has room for")
 
-// NewJoins prepares joins on the interface with the given index. The namespace must stay open as long.
-func NewJoins(ns *netns.Namespace, ifindex int) *Joins {
-	return &Joins{ns: ns, index: ifindex, joined: make(map[netip.Addr]joinedAddr)}
+// NewJoins prepares joins on the interface with the given index. The namespace must stay open as long. A keeper, which
+// may be nil, gets every socket before it joins anything.
+func NewJoins(ns *netns.Namespace, ifindex int, keeper Keeper) *Joins {
+	return &Joins{ns: ns, index: ifindex, keeper: keeper, joined: make(map[netip.Addr]joinedAddr)}
 }
 
 // Join joins an address for packets from any source. If it is joined already, that replaces its filter; joining it
@@ -143,7 +155,7 @@ func (j *Joins) place(addr netip.Addr, f sourceFilter, not *joinSocket) (*joinSo
 		if outOfMemory(err) && len(f.sources) > 0 {
 			err = fmt.Errorf("%d sources are %w: %w", len(f.sources), ErrTooManySources, err)
 		}
-		return nil, errors.Join(err, s.Close())
+		return nil, errors.Join(err, j.close(s))
 	}
 	for _, s := range full { // only now: it was not the list that was too long
 		s.full = true
@@ -276,11 +288,38 @@ func (j *Joins) Close() error {
 	defer j.mu.Unlock()
 	j.closed = true
 	var err error
+	if j.keeper != nil { // whose descriptors hold what is not left one by one
+		for addr, m := range j.joined {
+			err = errors.Join(err, j.leave(addr, m.socket))
+		}
+	}
+	for _, s := range j.sockets {
+		err = errors.Join(err, j.close(s))
+	}
+	j.sockets, j.joined = nil, nil
+	return err
+}
+
+// Abandon closes the sockets, and leaves nothing of what a [Keeper] has. Further calls do nothing.
+func (j *Joins) Abandon() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.closed = true
+	var err error
 	for _, s := range j.sockets {
 		err = errors.Join(err, s.Close())
 	}
 	j.sockets, j.joined = nil, nil
 	return err
+}
+
+// close closes a socket, the keeper's duplicate included.
+func (j *Joins) close(s *joinSocket) error {
+	var err error
+	if j.keeper != nil {
+		err = j.keeper.Drop(s.kept)
+	}
+	return errors.Join(err, s.Close())
 }
 
 func (j *Joins) open() (*joinSocket, error) {
@@ -302,7 +341,22 @@ func (j *Joins) open() (*joinSocket, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open socket: %w", err), c.Close())
 	}
-	return &joinSocket{PacketConn: ipv6.NewPacketConn(c), raw: raw}, nil
+	s := &joinSocket{PacketConn: ipv6.NewPacketConn(c), raw: raw}
+	if err := j.keep(s); err != nil {
+		return nil, errors.Join(fmt.Errorf("keep socket: %w", err), c.Close())
+	}
+	return s, nil
+}
+
+// keep gives a socket to the keeper.
+func (j *Joins) keep(s *joinSocket) (err error) {
+	if j.keeper == nil {
+		return nil
+	}
+	if ctlErr := s.raw.Control(func(fd uintptr) { s.kept, err = j.keeper.Keep(int(fd)) }); ctlErr != nil {
+		return ctlErr
+	}
+	return err
 }
 
 // joinError says what can be done about a join that failed; nil if it has not.

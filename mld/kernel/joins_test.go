@@ -113,7 +113,7 @@ func TestJoinsErrors(t *testing.T) {
 	e.Node().SetSysctl("net/ipv6/conf/eth0/disable_ipv6", "1")
 	t.Log("disable_ipv6:", j.Join(group))
 
-	gone := kernel.NewJoins(e.Node().Netns(), 4711)
+	gone := kernel.NewJoins(e.Node().Netns(), 4711, nil)
 	defer gone.Close()
 	if err := gone.Join(group); err == nil || !strings.Contains(err.Error(), "4711") {
 		t.Errorf("no such interface: %v", err)
@@ -428,5 +428,120 @@ func TestRestore(t *testing.T) {
 	}
 	if igmp6(t, e.Node(), e.Index())[lost] {
 		t.Error("joined twice")
+	}
+}
+
+// dups is a Keeper in this process.
+type dups map[uint64]int
+
+func (d dups) Keep(fd int) (uint64, error) {
+	copied, err := unix.Dup(fd)
+	d[uint64(len(d)+1)] = copied
+	return uint64(len(d)), err
+}
+
+func (d dups) Drop(id uint64) error {
+	fd := d[id]
+	d[id] = -1
+	return unix.Close(fd)
+}
+
+// open counts what the keeper has.
+func (d dups) open() (n int) {
+	for _, fd := range d {
+		if fd >= 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// TestJoinsKept: what a keeper has stays joined when its owner goes without a word, and is left when the owner leaves.
+func TestJoinsKept(t *testing.T) {
+	t.Parallel()
+	e := pod(t)
+	all := addrs(3000) // more than one socket holds
+	joined := func() (n int) {
+		list := igmp6(t, e.Node(), e.Index())
+		for _, addr := range all {
+			if list[addr] {
+				n++
+			}
+		}
+		return n
+	}
+	kept := dups{}
+	gone := kernel.NewJoins(e.Node().Netns(), e.Index(), kept)
+	for _, addr := range all {
+		if err := gone.Join(addr); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := gone.Abandon(); err != nil {
+		t.Error(err)
+	}
+	if n := joined(); n != len(all) {
+		t.Errorf("%d of %d joined after the owner has gone", n, len(all))
+	}
+
+	next := kernel.NewJoins(e.Node().Netns(), e.Index(), kept)
+	for _, addr := range all {
+		if err := next.Join(addr); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := kept.open(); n != 4 {
+		t.Errorf("the keeper has %d sockets, want 4", n)
+	}
+	for id := range uint64(2) {
+		if err := kept.Drop(id + 1); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := joined(); n != len(all) {
+		t.Errorf("%d of %d joined by the next owner", n, len(all))
+	}
+	if err := next.Leave(all[0]); err != nil {
+		t.Error(err)
+	}
+	if n := joined(); n != len(all)-1 {
+		t.Errorf("%d joined after a leave, want %d", n, len(all)-1)
+	}
+	copied, err := unix.Dup(kept[3]) // as if Drop were late
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(copied)
+	for range 2 {
+		if err := next.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := joined(); n != 0 {
+		t.Errorf("%d joined after Close", n)
+	}
+	if n := kept.open(); n != 0 {
+		t.Errorf("the keeper has %d sockets left", n)
+	}
+}
+
+// refusing is a Keeper that takes nothing.
+type refusing struct{}
+
+func (refusing) Keep(int) (uint64, error) { return 0, errors.New("no more room") }
+func (refusing) Drop(uint64) error        { return errors.New("never had it") }
+
+func TestJoinsNotKept(t *testing.T) {
+	t.Parallel()
+	e := pod(t)
+	j := kernel.NewJoins(e.Node().Netns(), e.Index(), refusing{})
+	if err := j.Join(group); err == nil || !strings.Contains(err.Error(), "no more room") {
+		t.Errorf("%v, want the keeper's", err)
+	}
+	if err := j.Close(); err != nil {
+		t.Error(err)
+	}
+	if igmp6(t, e.Node(), e.Index())[group] {
+		t.Error("joined, and not kept")
 	}
 }

@@ -132,7 +132,7 @@ func addrs(n int) []netip.Addr {
 }
 
 func newJoins(t testing.TB, e *netnslab.Endpoint) *kernel.Joins {
-	j := kernel.NewJoins(e.Node().Netns(), e.Index())
+	j := kernel.NewJoins(e.Node().Netns(), e.Index(), nil)
 	t.Cleanup(func() {
 		if err := j.Close(); err != nil {
 			t.Error(err)
@@ -557,7 +557,7 @@ func TestOpenMirrorWhileTheKernelReports(t *testing.T) {
 				return
 			default:
 			}
-			j := kernel.NewJoins(e.Node().Netns(), e.Index())
+			j := kernel.NewJoins(e.Node().Netns(), e.Index(), nil)
 			for n := range 8 {
 				if err := j.Join(netip.AddrFrom16([16]byte{0: 0xff, 1: 5, 13: 7, 14: byte(i), 15: byte(n)})); err != nil {
 					t.Error(err)

@@ -216,11 +216,12 @@ type Answer struct {
 
 // Status describes a running daemon.
 type Status struct {
-	Version     string `json:"version"` // of the program
-	Binary      string `json:"binary"`  // path of the program
-	PID         int    `json:"pid"`
-	Cgroup      string `json:"cgroup"` // /proc/self/cgroup, the line of version 2
-	Netns       string `json:"netns"`  // the daemon's own namespace, such as "net:[4026531840]"
+	Version     string `json:"version"`          // of the program
+	Binary      string `json:"binary"`           // path of the program
+	PID         int    `json:"pid"`              // of the worker, which does everything
+	KeeperPID   int    `json:"keeper,omitempty"` // of its parent, which holds what is joined
+	Cgroup      string `json:"cgroup"`           // /proc/self/cgroup, the line of version 2
+	Netns       string `json:"netns"`            // the daemon's own namespace, such as "net:[4026531840]"
 	SelfStarted bool   `json:"selfStarted"`
 	Attachments int    `json:"attachments"`
 }

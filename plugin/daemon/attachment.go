@@ -1,17 +1,21 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 
+	"github.com/seed-aaab8e3a/cni-mld/mld/agent"
 	"github.com/seed-aaab8e3a/cni-mld/mld/bridge"
 	"github.com/seed-aaab8e3a/cni-mld/mld/kernel"
 	"github.com/seed-aaab8e3a/cni-mld/mld/link"
@@ -27,8 +31,12 @@ type attachment struct {
 	id       listener.SubscriberID
 	joins    *kernel.Joins           // of the groups with delivery
 	told     map[netip.Addr]struct{} // what the agent itself was asked to listen to
-	degraded string                  // why it is not known to be ready
-	shown    atomic.Pointer[view]    // what streams show of it; nil before it stands
+	path     string                  // where its client says the namespace is
+	host     bool                    // it was attached on purpose in a namespace that is no container's
+	added    time.Time
+	degraded string               // why it is not known to be ready
+	unwatch  func()               // ends the watch of its namespace's end; nil: there is none
+	shown    atomic.Pointer[view] // what streams show of it; nil before it stands
 }
 
 // lookup returns the attachment of a key, or nil.
@@ -67,10 +75,27 @@ func (d *Daemon) add(ctx context.Context, r *api.Request) (degraded string, err 
 		return "", err
 	}
 	a.degraded, err = d.waitReady(ctx, a, t.host)
+	if err == nil {
+		err = d.store.put(a.record()) // from here on it stands, whatever becomes of this process
+	}
 	if err != nil {
 		return "", errors.Join(err, d.del(context.WithoutCancel(ctx), r.Attachment))
 	}
 	return a.degraded, nil
+}
+
+// record is what is remembered of the attachment.
+func (a *attachment) record() record {
+	return record{
+		Attachment: a.key,
+		Cookie:     a.iface.id.netns,
+		Index:      a.iface.id.index,
+		NetnsPath:  a.path,
+		Host:       a.host,
+		Settings:   a.settings,
+		Added:      a.added,
+		Degraded:   a.degraded,
+	}
 }
 
 // withinCeilings refuses settings that are beyond what the daemon does for one attachment, whoever has written them.
@@ -114,21 +139,27 @@ func (d *Daemon) attach(ctx context.Context, t *target, r *api.Request, old *att
 	switch {
 	case a == nil:
 		a = d.subscribe(i, r.Attachment)
+		a.path, a.host, a.added = r.NetnsPath, r.Host, time.Now()
+		d.watchEnd(a)
 	case a.iface != i:
 		// The former sockets hold their groups until the new ones do; the namespace that they came from is closed.
 		defer d.closeJoins(a.key, a.joins)
 		d.mu.Lock()
-		a.iface, a.joins = i, kernel.NewJoins(i.netns, i.id.index)
+		a.iface, a.joins = i, kernel.NewJoins(i.netns, i.id.index, d.cfg.Keeper)
 		d.mu.Unlock()
 		clear(a.told)
 	}
 	d.declare(a, a.settings, r.Settings)
-	if err := a.apply(ctx, r.Settings); err != nil {
+	err = a.canDeliver(r.Settings)
+	if err == nil {
+		err = a.apply(ctx, r.Settings)
+	}
+	if err != nil {
 		d.declare(a, r.Settings, a.settings)
 		d.detach(a)
 		return nil, err
 	}
-	d.show(a, t.path)
+	d.show(a)
 	return a, nil
 }
 
@@ -160,13 +191,16 @@ func (d *Daemon) interfaceFor(ctx context.Context, t *target, s *api.Settings, o
 			return nil, err
 		}
 	}
-	next, err := d.start(t, v, mute)
-	if err == nil && old != nil {
+	next, err := d.start(t, v, agent.Config{Mute: mute})
+	if err != nil {
+		return nil, startError(t.name, err)
+	}
+	if old != nil {
 		d.mu.Lock()
 		next.attachments, next.lastID = 1, old.id
 		d.mu.Unlock()
 	}
-	return next, err
+	return next, nil
 }
 
 // subscribe registers a new attachment.
@@ -180,7 +214,7 @@ func (d *Daemon) subscribe(i *iface, key api.Attachment) *attachment {
 		settings: &api.Settings{}, // nothing declared yet
 		iface:    i,
 		id:       i.lastID,
-		joins:    kernel.NewJoins(i.netns, i.id.index),
+		joins:    kernel.NewJoins(i.netns, i.id.index, d.cfg.Keeper),
 		told:     make(map[netip.Addr]struct{}),
 	}
 	d.attachments[key] = a
@@ -191,9 +225,6 @@ func (d *Daemon) subscribe(i *iface, key api.Attachment) *attachment {
 // apply brings the attachment to new settings: first what is wanted is joined, then the rest is left. What has not
 // changed is left alone.
 func (a *attachment) apply(ctx context.Context, s *api.Settings) error {
-	if err := a.canDeliver(s); err != nil {
-		return err
-	}
 	delivered := make(map[netip.Addr]struct{})
 	for _, g := range s.Groups {
 		if err := a.listen(ctx, g); err != nil {
@@ -247,12 +278,15 @@ func (a *attachment) listen(ctx context.Context, g api.Group) error {
 			return nil
 		}
 	}
-	f := listener.Filter{Mode: modes[g.Mode], Sources: g.Sources}
-	if err := a.iface.agent.Listen(ctx, a.id, g.Addr, f); err != nil {
+	if err := a.iface.agent.Listen(ctx, a.id, g.Addr, listenerFilter(g)); err != nil {
 		return err
 	}
 	a.told[g.Addr] = struct{}{}
 	return nil
+}
+
+func listenerFilter(g api.Group) listener.Filter {
+	return listener.Filter{Mode: modes[g.Mode], Sources: g.Sources}
 }
 
 var modes = map[api.Mode]listener.FilterMode{
@@ -293,19 +327,92 @@ func (a *attachment) undeclare(ctx context.Context, s *api.Settings) error {
 	return nil
 }
 
-// del detaches. There is nothing that makes it fail: what is gone already is detached.
+// watchEnd has the attachment detached when its namespace ends. The path is only what the client says: if it does not lead
+// to the namespace from here, the end shows otherwise, by DEL or GC.
+func (d *Daemon) watchEnd(a *attachment) {
+	unwatch, err := d.names.watchNamespace(a.path, a.iface.netns, func() { d.ended(a) })
+	if err != nil {
+		d.log.Debug("end of the namespace not watched", "attachment", a.key, "err", err)
+		return
+	}
+	a.unwatch = unwatch
+}
+
+// ended detaches an attachment whose namespace has ended, unless its DEL has come first.
+func (d *Daemon) ended(a *attachment) {
+	d.mu.Lock()
+	if d.ending {
+		d.mu.Unlock()
+		return
+	}
+	d.background.Add(1)
+	d.mu.Unlock()
+	defer d.background.Done()
+	leave, err := d.attaching.enter(d.work, a.key)
+	if err != nil { // the daemon ends
+		return
+	}
+	defer leave()
+	if d.lookup(a.key) != a {
+		return
+	}
+	d.log.Info("namespace ended", "attachment", a.key, "netns", a.path)
+	if err := d.del(d.work, a.key); err != nil {
+		d.log.Warn("attachment not detached", "attachment", a.key, "err", err)
+	}
+}
+
+// del detaches, and forgets the attachment before. What is gone already is detached; it fails only where the state file
+// stays.
 func (d *Daemon) del(ctx context.Context, key api.Attachment) error {
+	err := d.store.remove(key)
 	a := d.lookup(key)
 	if a == nil {
-		return nil
+		return err
 	}
-	leave, err := d.changing.enter(ctx, a.iface.id)
-	if err != nil {
+	leave, busy := d.changing.enter(ctx, a.iface.id)
+	if busy != nil {
 		return types.NewError(types.ErrTryAgainLater, fmt.Sprintf("interface %s is busy with another request: try again", a.iface.name), "")
 	}
 	defer leave()
 	d.detach(a)
-	return nil
+	return err
+}
+
+// gc detaches every attachment of a network that the runtime does not know any more, those included of which there is
+// only a state file. It goes on after an error, and returns the first.
+func (d *Daemon) gc(ctx context.Context, r *api.Request) error {
+	keys, err := d.store.keys(r.Network)
+	d.mu.Lock()
+	for key := range d.attachments {
+		if key.Network == r.Network {
+			keys = append(keys, key)
+		}
+	}
+	d.mu.Unlock()
+	valid := make(map[api.Attachment]bool, len(r.Valid))
+	for _, key := range r.Valid {
+		key.Network = r.Network
+		valid[key] = true
+	}
+	slices.SortFunc(keys, func(a, b api.Attachment) int { return strings.Compare(a.String(), b.String()) })
+	keys = slices.DeleteFunc(slices.Compact(keys), func(key api.Attachment) bool { return valid[key] })
+	errs := make([]error, len(keys))
+	var work sync.WaitGroup
+	for i, key := range keys {
+		work.Go(func() { // none holds up the others
+			leave, busy := d.enter(ctx, key)
+			if busy != nil {
+				errs[i] = busy
+				return
+			}
+			defer leave()
+			errs[i] = d.del(ctx, key)
+		})
+	}
+	work.Wait()
+	d.log.Info("garbage collected", "network", r.Network, "valid", len(r.Valid), "detached", len(keys))
+	return cmp.Or(append([]error{err}, errs...)...)
 }
 
 // detach ends an attachment, and with the last one the agent, which leaves everything at once. The interface's
@@ -314,6 +421,9 @@ func (d *Daemon) detach(a *attachment) {
 	// Not the request's: what is begun here is done, also when its client has given up.
 	ctx, cancel := context.WithTimeout(context.Background(), workTimeout)
 	defer cancel()
+	if a.unwatch != nil {
+		a.unwatch()
+	}
 	d.mu.Lock()
 	delete(d.attachments, a.key)
 	a.iface.attachments--
@@ -343,37 +453,65 @@ func (d *Daemon) closeJoins(key api.Attachment, joins *kernel.Joins) {
 	}
 }
 
-// detachAll lets every kernel speak for its applications again and leaves the declared groups: those with delivery
-// are left by the kernel itself, once it may speak.
-func (d *Daemon) detachAll() {
+// leaveGrace is how long an agent that is about to end is given to hear that the kernel has left. Where there are events
+// (mld/kernel.HasEvents) it takes a tenth of a millisecond.
+const leaveGrace = 50 * time.Millisecond
+
+// end ends all agents and lets every kernel speak for its applications again. Before, it leaves the declared groups, with
+// one voice: what the kernel has joined for them is left while it is mute, so that the agent says so. In a handover
+// nothing is left.
+func (d *Daemon) end(handover bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), workTimeout)
 	defer cancel()
 	d.mu.Lock()
-	attachments := make([]*attachment, 0, len(d.attachments))
+	attachments := make(map[*iface][]*attachment)
 	for _, a := range d.attachments {
-		attachments = append(attachments, a)
+		attachments[a.iface] = append(attachments[a.iface], a)
 	}
 	clear(d.attachments)
-	interfaces := make([]*iface, 0, len(d.interfaces))
-	for _, i := range d.interfaces {
-		interfaces = append(interfaces, i)
-	}
+	interfaces := slices.Collect(maps.Values(d.interfaces))
 	d.mu.Unlock()
 
-	for _, a := range attachments {
-		_ = a.undeclare(ctx, &api.Settings{}) // fails only where there is no voice left to say it
-	}
 	var ends sync.WaitGroup
 	for _, i := range interfaces { // side by side: an AF_PACKET socket takes 13 ms to close
 		ends.Go(func() {
+			if !handover {
+				d.leave(ctx, i, attachments[i])
+			}
 			if err := i.end(ctx); err != nil {
 				d.log.Warn("listener not ended", "err", err)
 			}
 		})
 	}
 	ends.Wait()
-	for _, a := range attachments {
+	for _, list := range attachments {
+		for _, a := range list {
+			if a.unwatch != nil {
+				a.unwatch()
+			}
+			if err := a.joins.Abandon(); err != nil { // of what is left none is open
+				d.log.Warn("join sockets not closed", "attachment", a.key, "err", err)
+			}
+		}
+	}
+}
+
+// leave leaves what the attachments of an interface have declared.
+func (d *Daemon) leave(ctx context.Context, i *iface, list []*attachment) {
+	ctx, cancel := context.WithTimeout(ctx, leaveGrace)
+	defer cancel()
+	var delivered []netip.Addr
+	for _, a := range list {
+		_ = a.undeclare(ctx, &api.Settings{}) // fails only where there is no voice left to say it
+		for _, g := range a.settings.Groups {
+			if g.Deliver {
+				delivered = append(delivered, g.Addr)
+			}
+		}
 		d.closeJoins(a.key, a.joins)
+	}
+	if err := i.agent.WaitLeft(ctx, delivered...); err != nil { // an application may hold one of them
+		d.log.Debug("groups not left", "ifname", i.name, "err", err)
 	}
 }
 

@@ -13,19 +13,29 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/seed-aaab8e3a/cni-mld/mld/kernel"
 	"github.com/seed-aaab8e3a/cni-mld/mld/netns"
 	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
 )
 
-// ErrRunning says that another daemon serves the run directory.
-var ErrRunning = errors.New("another mldd serves this run directory")
+// ErrHandover is the cause of the end of Serve's context when another daemon takes over at once: nothing is left then,
+// and requests that are at work are finished.
+var ErrHandover = errors.New("another daemon takes over")
 
 // Config is what a Daemon is made of.
 type Config struct {
-	// RunDir holds the socket and the lock; see [api.CheckRunDir] for what is asked of it.
+	// RunDir holds the socket and the state files; see [api.CheckRunDir] for what is asked of it.
 	RunDir string
+	// Listener is that of the run directory's socket. New takes it over.
+	Listener *net.UnixListener
+	// Keeper, which may be nil, holds what is joined for as long as it lives, this daemon and the next ones.
+	Keeper kernel.Keeper
+	// KeeperPID is its process, for the status.
+	KeeperPID int
+	// Resume says that the Keeper still holds what another daemon has joined: nobody has noticed that that one is gone.
+	Resume bool
+	// Settled, which may be nil, is called when all that stood before is attached again, as far as it is still there.
+	Settled func()
 	// IdleExit ends Serve when there has been no attachment for so long; zero means never.
 	IdleExit time.Duration
 	// SelfStarted says in the status that the plugin has started the daemon.
@@ -50,25 +60,32 @@ type Daemon struct {
 	cfg      Config
 	log      *slog.Logger
 	home     *netns.Namespace // the daemon's own
-	lock     *os.File
-	listener *net.UnixListener
-	removed  *dirWatch
-	idle     *time.Timer   // runs while there is no attachment; nil without IdleExit
+	store    *store
+	names    *nameWatch
+	removed  chan struct{} // closed when the run directory is gone
+	idle     *time.Timer   // runs while there is no attachment, and none on its way; nil without IdleExit
 	patience time.Duration // requestTimeout
+
+	// Work is done until the end of this context, which is later than that of the connections.
+	work       context.Context
+	background sync.WaitGroup // what no client waits for
+	returning  []*returning   // what stood before, until Serve
 
 	// Requests for one attachment, and changes of one interface, come one after the other.
 	attaching flights[api.Attachment]
 	changing  flights[interfaceID]
 
 	mu          sync.Mutex // of what follows; held for moments only
+	coming      int        // attachments on their way
+	ending      bool       // nothing new is begun
 	attachments map[api.Attachment]*attachment
 	interfaces  map[interfaceID]*iface
 
 	watchers watchers
 }
 
-// New takes the run directory and opens the socket, so that clients can connect; [Daemon.Serve] answers them. An
-// error wraps [ErrRunning] if another daemon is there.
+// New prepares to serve a run directory; [Daemon.Serve] answers the clients. Requests for what stood before wait until
+// it is attached again.
 func New(cfg Config) (*Daemon, error) {
 	cfg.MaxGroups = cmp.Or(cfg.MaxGroups, DefaultMaxGroups)
 	cfg.MaxSources = cmp.Or(cfg.MaxSources, DefaultMaxSources)
@@ -76,6 +93,8 @@ func New(cfg Config) (*Daemon, error) {
 		cfg:         cfg,
 		log:         cfg.Logger,
 		patience:    requestTimeout,
+		work:        context.Background(),
+		removed:     make(chan struct{}),
 		attachments: make(map[api.Attachment]*attachment),
 		interfaces:  make(map[interfaceID]*iface),
 	}
@@ -89,45 +108,40 @@ func (d *Daemon) open() (err error) {
 	if err := api.CheckRunDir(d.cfg.RunDir); err != nil {
 		return err
 	}
-	if d.lock, err = takeLock(filepath.Join(d.cfg.RunDir, "mldd.lock")); err != nil {
+	info, err := os.Lstat(d.cfg.RunDir)
+	if err != nil {
 		return err
 	}
-	if d.removed, err = watchDir(d.cfg.RunDir); err != nil {
+	if d.names, err = newNameWatch(d.log); err != nil {
+		return err
+	}
+	if _, err := d.names.watch(filepath.Clean(d.cfg.RunDir), info, os.Lstat, func() { close(d.removed) }); err != nil {
 		return err
 	}
 	if d.home, err = netns.Current(); err != nil {
 		return err
 	}
-	path := api.SocketPath(d.cfg.RunDir)
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) { // of a daemon that was killed
+	if d.store, err = openStore(d.cfg.RunDir); err != nil {
 		return err
 	}
-	if d.listener, err = net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"}); err != nil {
-		return err
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
+	records, err := d.store.load(d.log)
+	if err != nil {
 		return err
 	}
 	if d.cfg.IdleExit > 0 {
 		d.idle = time.NewTimer(d.cfg.IdleExit)
 	}
-	return nil
+	return d.expect(records)
 }
 
-// close closes what open has opened; the lock comes last, because whoever gets it next removes the socket.
+// close closes what open has opened.
 func (d *Daemon) close() error {
-	var errs []error
-	if d.listener != nil {
-		errs = append(errs, ignoreClosed(d.listener.Close()))
-	}
+	errs := []error{ignoreClosed(d.cfg.Listener.Close())}
 	if d.home != nil {
 		errs = append(errs, d.home.Close())
 	}
-	if d.removed != nil {
-		errs = append(errs, ignoreClosed(d.removed.Close()))
-	}
-	if d.lock != nil {
-		errs = append(errs, d.lock.Close())
+	if d.names != nil {
+		errs = append(errs, ignoreClosed(d.names.close()))
 	}
 	return errors.Join(errs...)
 }
@@ -139,49 +153,56 @@ func ignoreClosed(err error) error {
 	return err
 }
 
-// takeLock locks path for as long as the file is open.
-func takeLock(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		err = ErrRunning
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), f.Close())
-	}
-	return f, nil
-}
-
 // Serve answers requests until ctx is done, the daemon has been idle for Config.IdleExit, or its run directory has
-// been removed. Then it leaves what is declared and lets the kernels speak again. It is called once.
+// been removed. Then it leaves what is declared and lets the kernels speak again; but if the cause of ctx's end is
+// [ErrHandover], it goes without a word. What was attached is remembered for the next daemon of the run directory. Serve
+// is called once.
 func (d *Daemon) Serve(ctx context.Context) error {
+	handover := ctx
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	work, cancelWork := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancelWork()
+	d.work = work
+	d.background.Go(func() { d.adoptAll(work) })
 	var connections sync.WaitGroup
 	connections.Go(func() {
 		d.accept(ctx, &connections)
 		cancel() // without a socket there is nothing to wait for
 	})
-	removed := make(chan error, 1)
-	go func() { removed <- d.removed.wait() }()
 
 	d.log.Info("serving", "run_dir", d.cfg.RunDir, "version", d.cfg.Version, "netns", d.home.Cookie())
-	select {
-	case <-ctx.Done():
-		d.log.Info("stopping", "reason", "asked to")
-	case <-d.idleC():
-		d.log.Info("stopping", "reason", "no attachments", "for", d.cfg.IdleExit)
-	case err := <-removed:
-		d.log.Warn("stopping", "reason", "run directory removed", "err", err)
-	}
+	d.log.Info("stopping", "reason", d.wait(ctx))
 	cancel()
-	err := ignoreClosed(d.listener.Close())
+	over := errors.Is(context.Cause(handover), ErrHandover)
+	if !over {
+		cancelWork()
+	}
+	err := ignoreClosed(d.cfg.Listener.Close())
 	connections.Wait()
-	d.detachAll()
+	cancelWork()
+	d.mu.Lock()
+	d.ending = true
+	d.mu.Unlock()
+	d.background.Wait()
+	d.end(over)
 	return errors.Join(err, d.close())
+}
+
+// wait waits for a reason to stop.
+func (d *Daemon) wait(ctx context.Context) (reason string) {
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx).Error()
+		case <-d.idleC():
+			if d.endIdle() {
+				return fmt.Sprintf("no attachments for %v", d.cfg.IdleExit)
+			}
+		case <-d.removed:
+			return "run directory removed"
+		}
+	}
 }
 
 // idleC fires when the daemon has been idle long enough; never without IdleExit.
@@ -192,11 +213,37 @@ func (d *Daemon) idleC() <-chan time.Time {
 	return d.idle.C
 }
 
+// endIdle decides to end, unless an attachment has come meanwhile or is on its way.
+func (d *Daemon) endIdle() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.ending = len(d.attachments) == 0 && d.coming == 0
+	return d.ending
+}
+
+// expectOne keeps the daemon from ending because it is idle, until the returned function is called. It returns false
+// if the daemon is about to end.
+func (d *Daemon) expectOne() (arrived func(), ok bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.ending {
+		return nil, false
+	}
+	d.coming++
+	d.countChanged()
+	return func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.coming--
+		d.countChanged()
+	}, true
+}
+
 // countChanged restarts or stops the idle timer after attachments have come or gone. d.mu is held.
 func (d *Daemon) countChanged() {
 	switch {
 	case d.idle == nil:
-	case len(d.attachments) == 0:
+	case len(d.attachments) == 0 && d.coming == 0:
 		d.idle.Reset(d.cfg.IdleExit)
 	default:
 		d.idle.Stop()
@@ -223,6 +270,7 @@ func (d *Daemon) status() *api.Status {
 		Version:     d.cfg.Version,
 		Binary:      binary,
 		PID:         os.Getpid(),
+		KeeperPID:   d.cfg.KeeperPID,
 		Cgroup:      strings.TrimSpace(string(cgroup)),
 		Netns:       ns,
 		SelfStarted: d.cfg.SelfStarted,

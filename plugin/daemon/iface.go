@@ -115,32 +115,29 @@ func (i *iface) alive() bool {
 	}
 }
 
-// start puts an agent to work on the interface, with the mute of the one before if there is one.
-func (d *Daemon) start(t *target, v voice, mute *kernel.Mute) (*iface, error) {
+// start puts an agent to work on the interface, with a configuration that says what is not the target's or the voice's.
+func (d *Daemon) start(t *target, v voice, cfg agent.Config) (*iface, error) {
 	i := &iface{id: t.id, name: t.name, netns: t.netns, voice: v}
 	i.shown.Store(&label{netns: t.path, attachments: []api.Attachment{t.key}})
-	a, err := agent.Start(agent.Config{
-		Netns: t.netns,
-		Index: t.id.index,
-		Listener: listener.Config{
-			Profile:                   profiles[v.profile],
-			Version:                   versions[v.mldVersion],
-			Robustness:                v.robustness,
-			UnsolicitedReportInterval: v.interval,
-			AlwaysDone:                v.alwaysDone,
-		},
-		KernelReports: kernelReports[v.kernelReports],
-		Logger:        d.log.With("netns", t.id.netns, "ifname", t.name),
-		Mute:          mute,
-		Observe: func(e agent.Event) {
-			d.observe(i, e)
-			if e.Kind == agent.EventLink && restarted(e.Before, e.Link) {
-				go d.restore(i.id)
-			}
-		},
-	})
+	cfg.Netns, cfg.Index = t.netns, t.id.index
+	cfg.Listener = listener.Config{
+		Profile:                   profiles[v.profile],
+		Version:                   versions[v.mldVersion],
+		Robustness:                v.robustness,
+		UnsolicitedReportInterval: v.interval,
+		AlwaysDone:                v.alwaysDone,
+	}
+	cfg.KernelReports = kernelReports[v.kernelReports]
+	cfg.Logger = d.log.With("netns", t.id.netns, "ifname", t.name)
+	cfg.Observe = func(e agent.Event) {
+		d.observe(i, e)
+		if e.Kind == agent.EventLink && restarted(e.Before, e.Link) {
+			go d.restore(i.id)
+		}
+	}
+	a, err := agent.Start(cfg)
 	if err != nil {
-		return nil, startError(t.name, err)
+		return nil, err
 	}
 	i.agent = a
 	t.netns = nil // the interface's now
@@ -199,12 +196,18 @@ func (d *Daemon) restore(id interfaceID) {
 // reap waits for the end of an agent and lets go of the namespace, which would live on with all that is in it.
 func (d *Daemon) reap(i *iface) {
 	<-i.agent.Done()
-	if err := i.agent.Err(); !errors.Is(err, agent.ErrStopped) {
-		d.log.Warn("listener ended", "netns", i.id.netns, "ifname", i.name, "err", err)
+	failed := !errors.Is(i.agent.Err(), agent.ErrStopped)
+	if failed {
+		d.log.Warn("listener ended", "netns", i.id.netns, "ifname", i.name, "err", i.agent.Err())
 	}
 	d.mu.Lock()
 	if d.interfaces[i.id] == i {
 		delete(d.interfaces, i.id)
+	}
+	for _, a := range d.attachments {
+		if failed && a.iface == i { // they stand until their DEL, and hold nothing
+			defer d.closeJoins(a.key, a.joins)
+		}
 	}
 	d.mu.Unlock()
 	if err := i.netns.Close(); err != nil {

@@ -131,7 +131,11 @@ func TestSlowClients(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
-	d, err := New(Config{RunDir: dir, Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: api.SocketPath(dir), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := New(Config{RunDir: dir, Listener: l, Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -91,7 +91,7 @@ func (d *Daemon) check(ctx context.Context, r *api.Request) error {
 	a := d.lookup(r.Attachment)
 	if a == nil {
 		return types.NewError(types.ErrUnknownContainer, fmt.Sprintf(
-			"attachment %v: mldd does not know it, for it was restarted or never saw the ADD: add the container again", r.Attachment), "")
+			"attachment %v: mldd does not know it: its ADD was never seen, or its interface was gone when mldd came back: add the container again", r.Attachment), "")
 	}
 	t, err := d.target(r)
 	if err != nil {

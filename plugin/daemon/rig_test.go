@@ -3,9 +3,9 @@ package daemon_test
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -40,7 +40,7 @@ type rig struct {
 	lab    *netnslab.Lab
 	runDir string
 	served chan error // what Serve returns
-	stop   context.CancelFunc
+	stop   context.CancelCauseFunc
 }
 
 // newRunDir makes a directory whose path is short enough for a socket.
@@ -58,6 +58,16 @@ func config(t testing.TB, runDir string) daemon.Config {
 	return daemon.Config{RunDir: runDir, Version: "test", Logger: slog.New(slog.NewTextHandler(t.Output(), nil))}
 }
 
+// listenAt opens the socket of a run directory for a daemon.
+func listenAt(t testing.TB, runDir string) *net.UnixListener {
+	t.Helper()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: api.SocketPath(runDir), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
 // serve starts a daemon, which ends with the test at the latest.
 func serve(t testing.TB) *rig {
 	r := &rig{TB: t, lab: netnslab.New(t), runDir: newRunDir(t)}
@@ -67,11 +77,12 @@ func serve(t testing.TB) *rig {
 
 func (r *rig) serve(cfg daemon.Config) {
 	r.Helper()
+	cfg.Listener = listenAt(r, r.runDir)
 	d, err := daemon.New(cfg)
 	if err != nil {
 		r.Fatal(err)
 	}
-	ctx, stop := context.WithCancel(context.Background())
+	ctx, stop := context.WithCancelCause(context.Background())
 	r.stop, r.served = stop, make(chan error, 1)
 	go func() { r.served <- d.Serve(ctx) }()
 	r.Cleanup(func() { r.end() })
@@ -87,7 +98,14 @@ func (r *rig) in(t *testing.T) *rig {
 // end stops the daemon and returns what Serve has returned.
 func (r *rig) end() error {
 	r.Helper()
-	r.stop()
+	r.stop(nil)
+	return r.ended()
+}
+
+// handover ends the daemon as a reload does.
+func (r *rig) handover() error {
+	r.Helper()
+	r.stop(daemon.ErrHandover)
 	return r.ended()
 }
 
@@ -364,5 +382,3 @@ func (w *wire) waitAll(what ...string) {
 func (w *wire) ask() {
 	w.peer.SendPacket(mld.AppendQuery(nil, router, mld.AllNodes, mld.Query{Version: mld.Version1, MaxResponseCode: 10}))
 }
-
-func isErrRunning(err error) bool { return errors.Is(err, daemon.ErrRunning) }

@@ -30,7 +30,7 @@ func (d *Daemon) accept(ctx context.Context, connections *sync.WaitGroup) {
 	places := make(chan struct{}, maxConnections)
 	for {
 		places <- struct{}{}
-		conn, err := d.listener.AcceptUnix()
+		conn, err := d.cfg.Listener.AcceptUnix()
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
@@ -85,8 +85,11 @@ func (d *Daemon) serve(ctx context.Context, conn *net.UnixConn) error {
 		}
 		answer := &api.Answer{Error: fault}
 		if fault == nil {
-			answer = d.handle(ctx, r)
+			answer, err = d.handle(d.work, r)
 			r.Close()
+			if err != nil {
+				return err
+			}
 		}
 		if err := conn.SetWriteDeadline(time.Now().Add(d.patience)); err != nil {
 			return err
@@ -122,10 +125,20 @@ func checkPeer(conn *net.UnixConn) error {
 	return nil
 }
 
+// errEnding makes the client look for the next daemon.
+var errEnding = errors.New("not answered: there were no attachments, and mldd is about to end")
+
 // handle does what a request asks for. The request stays the caller's to close.
-func (d *Daemon) handle(ctx context.Context, r *api.Request) *api.Answer {
-	if r.Op == api.OpStatus {
-		return &api.Answer{Status: d.status()}
+func (d *Daemon) handle(ctx context.Context, r *api.Request) (*api.Answer, error) {
+	switch r.Op {
+	case api.OpStatus:
+		return &api.Answer{Status: d.status()}, nil
+	case api.OpAdd:
+		arrived, ok := d.expectOne()
+		if !ok {
+			return nil, errEnding
+		}
+		defer arrived()
 	}
 	timeout := workTimeout
 	if r.Settings != nil {
@@ -140,17 +153,19 @@ func (d *Daemon) handle(ctx context.Context, r *api.Request) *api.Answer {
 	if err != nil {
 		answer = &api.Answer{Error: asTypesError(err)}
 		log.Warn("request refused", "err", err, "dur", time.Since(begin))
-		return answer
+		return answer, nil
 	}
 	log.Info("request done", "degraded", answer.Degraded, "dur", time.Since(begin))
-	return answer
+	return answer, nil
 }
 
 func (d *Daemon) dispatch(ctx context.Context, r *api.Request) (*api.Answer, error) {
-	leave, err := d.attaching.enter(ctx, r.Attachment)
+	if r.Op == api.OpGC {
+		return &api.Answer{}, d.gc(ctx, r)
+	}
+	leave, err := d.enter(ctx, r.Attachment)
 	if err != nil {
-		return nil, types.NewError(types.ErrTryAgainLater,
-			fmt.Sprintf("attachment %v: another request for it is still at work: try again", r.Attachment), "")
+		return nil, err
 	}
 	defer leave()
 	switch r.Op {
@@ -163,6 +178,16 @@ func (d *Daemon) dispatch(ctx context.Context, r *api.Request) (*api.Answer, err
 		return &api.Answer{}, d.check(ctx, r)
 	}
 	return nil, types.NewError(types.ErrDecodingFailure, fmt.Sprintf("request: op %q is unknown", r.Op), "")
+}
+
+// enter waits until no other request is at work on an attachment.
+func (d *Daemon) enter(ctx context.Context, key api.Attachment) (leave func(), err error) {
+	leave, err = d.attaching.enter(ctx, key)
+	if err != nil {
+		return nil, types.NewError(types.ErrTryAgainLater,
+			fmt.Sprintf("attachment %v: another request for it is still at work: try again", key), "")
+	}
+	return leave, nil
 }
 
 // asTypesError gives an error the code that it carries, or the internal one.

@@ -75,12 +75,8 @@ type label struct {
 }
 
 // show makes what a request has made of an attachment visible.
-func (d *Daemon) show(a *attachment, path string) {
-	v := &view{key: a.key, settings: a.settings, iface: a.iface, id: a.id, since: time.Now()}
-	if old := a.shown.Load(); old != nil {
-		v.since = old.since
-	}
-	a.shown.Store(v)
+func (d *Daemon) show(a *attachment) {
+	a.shown.Store(&view{key: a.key, settings: a.settings, iface: a.iface, id: a.id, since: a.added})
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	l := *a.iface.shown.Load()

@@ -1,27 +1,21 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
-	"os/signal"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
 	"github.com/seed-aaab8e3a/cni-mld/plugin/daemon"
+	"github.com/seed-aaab8e3a/cni-mld/plugin/keeper"
 )
 
 // version is set by the linker.
 var version = "devel"
-
-// idleExit is how long a self-started daemon stays when its last attachment has gone.
-const idleExit = time.Minute
 
 // readyFD is the descriptor on which a self-started daemon says "ready", or what is wrong.
 const readyFD = 3
@@ -34,7 +28,7 @@ const (
 
 func main() {
 	flags := flag.NewFlagSet("mldd", flag.ContinueOnError)
-	runDir := flags.String("run-dir", api.DefaultRunDir, "`directory` of the socket and the lock")
+	runDir := flags.String("run-dir", api.DefaultRunDir, "`directory` of the socket, the lock and the state files")
 	maxGroups := flags.Int("max-groups", daemon.DefaultMaxGroups, "how many groups an attachment may declare, at least 1")
 	maxSources := flags.Int("max-sources", daemon.DefaultMaxSources, "how many sources the groups of an attachment may have together, at least 1")
 	logLevel := slog.LevelInfo
@@ -62,46 +56,25 @@ func main() {
 		return
 	}
 
-	cfg := daemon.Config{
-		RunDir:     *runDir,
-		Version:    version,
-		MaxGroups:  *maxGroups,
-		MaxSources: *maxSources,
-		Logger:     slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: logLevel})),
+	logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: logLevel}))
+	if keeper.IsWorker() {
+		os.Exit(work(daemon.Config{
+			RunDir:      *runDir,
+			SelfStarted: *selfStarted,
+			Version:     version,
+			MaxGroups:   *maxGroups,
+			MaxSources:  *maxSources,
+			Logger:      logger,
+		}))
 	}
-	ready := io.WriteCloser(nopReady{})
+	var ready *os.File
 	if *selfStarted {
 		unix.Umask(0o077)
+		unix.CloseOnExec(readyFD)
 		ready = os.NewFile(readyFD, "readiness")
-		cfg.SelfStarted = true
-		cfg.IdleExit = idleExit
 	}
-	if err := run(cfg, ready); err != nil {
-		cfg.Logger.Error("mldd ended", "err", err)
+	if err := keep(*runDir, ready, logger); err != nil {
+		logger.Error("mldd ended", "err", err)
 		os.Exit(exitFailure)
 	}
 }
-
-// run serves until a signal comes. It says on ready how the start went.
-func run(cfg daemon.Config, ready io.WriteCloser) error {
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
-	defer stop()
-	d, err := daemon.New(cfg)
-	said := "ready\n"
-	if err != nil {
-		said = err.Error() + "\n"
-	}
-	// Whoever has started the daemon may be gone already; that is no reason not to serve.
-	_, _ = io.WriteString(ready, said)
-	_ = ready.Close()
-	if err != nil {
-		return err
-	}
-	return d.Serve(ctx)
-}
-
-// nopReady is nobody to report readiness to.
-type nopReady struct{}
-
-func (nopReady) Write(p []byte) (int, error) { return len(p), nil }
-func (nopReady) Close() error                { return nil }

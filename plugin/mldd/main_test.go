@@ -175,7 +175,7 @@ func (p *process) end(s os.Signal) error {
 func TestStatus(t *testing.T) {
 	p := start(t)
 	s := p.call(&api.Request{Op: api.OpStatus}).Status
-	if s.PID != p.Process.Pid || !s.SelfStarted || s.Version != version || s.Attachments != 0 {
+	if s.KeeperPID != p.Process.Pid || s.PID == s.KeeperPID || !s.SelfStarted || s.Version != version || s.Attachments != 0 {
 		t.Errorf("%+v", s)
 	}
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.PID))

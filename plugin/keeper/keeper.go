@@ -1,0 +1,218 @@
+package keeper
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// ExitHandover is the code with which a worker ends that leaves everything to the next one.
+const ExitHandover = 3
+
+const (
+	// firstPause and longestPause bound the time until a worker that has failed is followed by the next.
+	firstPause, longestPause = 100 * time.Millisecond, 10 * time.Second
+	// endTimeout is how long a worker may take to end that was told to, before it is killed. A request that waits for
+	// readiness takes up to a minute.
+	endTimeout = 90 * time.Second
+)
+
+// Config is what a keeper needs. The Path is that of the program, which may be replaced between two workers.
+type Config struct {
+	Place  *Place
+	Path   string
+	Args   []string         // from the program's name on
+	Ready  *os.File         // for the first worker; may be nil; Run closes it
+	Reload <-chan os.Signal // asks for the next worker
+	Logger *slog.Logger
+
+	// Settled is called when a worker is settled, Reloading when one is told to make room for the next.
+	Settled, Reloading func()
+}
+
+type keeper struct {
+	Config
+	served bool           // a worker was settled
+	asked  bool           // the worker that is was told to make room for the next
+	held   map[uint64]int // descriptors of the worker that is
+	former []int          // of those before
+	pause  time.Duration  // before the next worker, if this one fails
+}
+
+// Run keeps a worker at work until one has nothing more to do, or until ctx is done, when it is told to stop by SIGTERM.
+// It fails if the first worker ends before it was settled, of its own accord. The Place stays the caller's.
+func Run(ctx context.Context, cfg Config) error {
+	k := &keeper{Config: cfg, held: make(map[uint64]int), pause: firstPause}
+	defer k.close()
+	for {
+		begin := time.Now()
+		state, err := k.work(ctx)
+		k.Ready = nil
+		switch {
+		case err == nil && state.ExitCode() == 0 || ctx.Err() != nil:
+			return nil
+		case !k.served && (err != nil || state.Exited()):
+			return errors.Join(err, fmt.Errorf("worker: %v", state))
+		case k.Place.Gone():
+			k.Logger.Warn("keeper ends", "reason", "run directory removed")
+			return nil
+		case err == nil && (k.asked || state.ExitCode() == ExitHandover):
+			continue
+		}
+		if time.Since(begin) > longestPause {
+			k.pause = firstPause
+		}
+		k.Logger.Error("worker ended: the kernels speak for themselves until the next one", "state", state, "err", err,
+			"pause", k.pause, "held", len(k.held)+len(k.former))
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-k.Reload:
+		case <-time.After(k.pause):
+		}
+		k.pause = min(2*k.pause, longestPause)
+	}
+}
+
+// close closes everything, and thereby leaves what nobody else holds.
+func (k *keeper) close() {
+	k.retire()
+	k.drop(k.former)
+}
+
+// retire makes what is held that of a former worker.
+func (k *keeper) retire() {
+	for _, fd := range k.held {
+		k.former = append(k.former, fd)
+	}
+	clear(k.held)
+}
+
+func (k *keeper) drop(fds []int) {
+	for _, fd := range fds {
+		if err := unix.Close(fd); err != nil {
+			k.Logger.Warn("descriptor not closed", "err", err)
+		}
+	}
+}
+
+type received struct {
+	message
+	fd int
+}
+
+// work runs one worker from beginning to end.
+func (k *keeper) work(ctx context.Context) (*os.ProcessState, error) {
+	cmd, conn, err := k.start()
+	if err != nil {
+		return nil, err
+	}
+	k.asked = false
+	defer k.retire()
+	defer conn.Close()
+	messages := make(chan received)
+	go k.receive(conn, messages)
+
+	done, reload := ctx.Done(), k.Reload
+	kill := time.NewTimer(endTimeout)
+	kill.Stop()
+	end := func(s os.Signal) {
+		done, reload = nil, nil
+		_ = cmd.Process.Signal(s) // it may have ended
+		kill.Reset(endTimeout)
+	}
+	for {
+		select {
+		case m, ok := <-messages:
+			if !ok { // the end of the process
+				kill.Stop()
+				_ = cmd.Process.Kill() // if it has only closed the connection
+				_ = cmd.Wait()         // the state says it
+				return cmd.ProcessState, nil
+			}
+			k.handle(m)
+		case <-reload:
+			k.asked = true
+			k.Reloading()
+			end(unix.SIGHUP)
+		case <-done:
+			end(unix.SIGTERM)
+		case <-kill.C:
+			k.Logger.Error("worker does not end", "after", endTimeout)
+			_ = cmd.Process.Kill()
+		}
+	}
+}
+
+// start starts a worker.
+func (k *keeper) start() (*exec.Cmd, *net.UnixConn, error) {
+	conn, theirs, err := pair()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer theirs.Close()
+	listener, err := k.Place.Listener.File()
+	if err != nil {
+		return nil, nil, errors.Join(err, conn.Close())
+	}
+	defer listener.Close()
+	cmd := &exec.Cmd{
+		Path: k.Path, Args: k.Args, Stderr: os.Stderr,
+		ExtraFiles: []*os.File{theirs, listener, k.Place.lock}, // connFD and so on
+	}
+	if k.Ready != nil {
+		cmd.ExtraFiles = append(cmd.ExtraFiles, k.Ready)
+		defer k.Ready.Close()
+	}
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d.%t.%t", workerEnv, protocol, k.served, k.Ready != nil))
+	if err := cmd.Start(); err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("worker: %w", err), conn.Close())
+	}
+	return cmd, conn, nil
+}
+
+// receive passes messages on, until the worker has ended and all it has said is read.
+func (k *keeper) receive(conn *net.UnixConn, messages chan<- received) {
+	defer close(messages)
+	for {
+		m, fd, err := receive(conn)
+		if bad, ok := errors.AsType[*badMessageError](err); ok {
+			k.Logger.Error("message of the worker ignored", "err", bad)
+			continue
+		}
+		if err != nil {
+			return
+		}
+		messages <- received{m, fd}
+	}
+}
+
+// handle does what the worker asks for.
+func (k *keeper) handle(m received) {
+	switch m.op {
+	case opKeep:
+		if fd, ok := k.held[m.id]; ok {
+			k.former = append(k.former, fd)
+		}
+		k.held[m.id] = m.fd
+	case opDrop:
+		if fd, ok := k.held[m.id]; ok {
+			delete(k.held, m.id)
+			k.drop([]int{fd})
+		}
+	case opSettled:
+		k.drop(k.former)
+		k.former = nil
+		k.served = true
+		k.Settled()
+	default:
+		k.Logger.Error("message of the worker ignored", "op", m.op)
+	}
+}

@@ -1,0 +1,87 @@
+package keeper
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// workerEnv makes the program a worker. Its value is the version of the protocol, whether there is something to resume,
+// and whether somebody waits for readiness.
+const workerEnv = "MLDD_WORKER"
+
+// What a worker inherits, by number.
+const (
+	connFD     = 3 + iota
+	listenerFD // of the run directory's socket
+	lockFD     // of the run directory, so that it is taken until the worker is gone, too
+	readyFD    // where the keeper's starter waits for a word; the first worker's only
+)
+
+// IsWorker tells whether this process is to be a worker.
+func IsWorker() bool { return os.Getenv(workerEnv) != "" }
+
+// A Worker is the connection of a worker to its keeper. Its methods are safe for concurrent use.
+type Worker struct {
+	Listener *net.UnixListener // of the run directory's socket
+	Ready    *os.File          // where somebody waits to hear how the start went; nil if nobody does
+	Resume   bool              // the keeper holds everything of a worker before
+
+	conn *net.UnixConn
+	last atomic.Uint64
+}
+
+// Connect makes a worker of this process, which [IsWorker]. It is called once.
+func Connect() (*Worker, error) {
+	var version int
+	var resume, ready bool
+	if n, err := fmt.Sscanf(os.Getenv(workerEnv), "%d.%t.%t", &version, &resume, &ready); n != 3 || version != protocol {
+		return nil, fmt.Errorf("the keeper speaks version %q and this mldd %d (%v): stop mldd and start it again",
+			os.Getenv(workerEnv), protocol, err)
+	}
+	w := &Worker{Resume: resume}
+	unix.CloseOnExec(lockFD)
+	if ready {
+		unix.CloseOnExec(readyFD)
+		w.Ready = os.NewFile(readyFD, "readiness")
+	}
+	f := os.NewFile(listenerFD, "listener")
+	l, err := net.FileListener(f)
+	_ = f.Close()
+	if err != nil {
+		return nil, fmt.Errorf("listening socket of the keeper: %w", err)
+	}
+	var ok bool
+	if w.Listener, ok = l.(*net.UnixListener); !ok {
+		return nil, errors.Join(errors.New("the keeper's listening socket is no unix socket"), l.Close())
+	}
+	if w.conn, err = connOf(os.NewFile(connFD, "keeper")); err != nil {
+		return nil, errors.Join(fmt.Errorf("connection to the keeper: %w", err), l.Close())
+	}
+	return w, nil
+}
+
+// Keep has the keeper hold a duplicate of a descriptor.
+func (w *Worker) Keep(fd int) (id uint64, err error) {
+	id = w.last.Add(1)
+	return id, send(w.conn, message{opKeep, id}, fd)
+}
+
+// Drop has the keeper close what it holds as id.
+func (w *Worker) Drop(id uint64) error { return send(w.conn, message{opDrop, id}, -1) }
+
+// Settled has the keeper close what it holds of the workers before.
+func (w *Worker) Settled() error { return send(w.conn, message{opSettled, 0}, -1) }
+
+// Wait returns when the keeper has gone.
+func (w *Worker) Wait() {
+	for {
+		if _, err := w.conn.Read(make([]byte, 1)); err != nil {
+			return
+		}
+	}
+}
