@@ -228,6 +228,10 @@ func TestAdoption(t *testing.T) {
 			r.refused(r.request(api.OpCheck, "lab", pod.Node(), s), types.ErrUnknownContainer, "never seen")
 		}
 	}
+	netnslab.WaitFor(t, "end of the adoption", patience, func() (bool, string) { // nothing has asked for c4 yet
+		_, err := os.Stat(filepath.Join(r.runDir, "attachments", "lab@c4@eth0.json"))
+		return errors.Is(err, fs.ErrNotExist), fmt.Sprint(err)
+	})
 	r.wantAttachments(1)
 	r.wantStateFiles(2) // the one of the other schema too
 	r.add("lab", pods[5].Node(), s)
