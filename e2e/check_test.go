@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -44,6 +46,18 @@ func TestCheck(t *testing.T) {
 			name: "daemon started anew",
 			spoil: func(t *testing.T, s *segment, _ *container) {
 				if err := s.chain.Kill(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				s.add("bob")
+			},
+		},
+		{
+			name: "daemon started anew, and nothing remembered",
+			spoil: func(t *testing.T, s *segment, _ *container) {
+				if err := s.chain.Kill(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.RemoveAll(filepath.Join(s.chain.RunDir, "attachments")); err != nil {
 					t.Fatal(err)
 				}
 				s.add("bob")

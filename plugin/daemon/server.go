@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -21,6 +22,9 @@ const (
 	requestTimeout = 10 * time.Second
 	// workTimeout is how long a request may take beside the wait for readiness.
 	workTimeout = 10 * time.Second
+	// firstRequest is how long a client that has just been accepted may still take when the daemon is told to end: who
+	// could connect is answered.
+	firstRequest = time.Second
 	// maxConnections is how many clients are served at once; further ones wait in the socket's backlog.
 	maxConnections = 256
 )
@@ -47,7 +51,6 @@ func (d *Daemon) accept(ctx context.Context, connections *sync.WaitGroup) {
 		connections.Go(func() {
 			defer func() { <-places }()
 			defer conn.Close()
-			defer context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Now()) })()
 			if err := d.serve(ctx, conn); err != nil && ctx.Err() == nil {
 				d.log.Warn("client dropped", "err", err)
 			}
@@ -60,15 +63,25 @@ func (d *Daemon) serve(ctx context.Context, conn *net.UnixConn) error {
 	if err := checkPeer(conn); err != nil {
 		return err
 	}
-	for {
+	var answered atomic.Bool
+	hurry := func() error {
+		if answered.Load() {
+			return conn.SetReadDeadline(time.Now())
+		}
+		return conn.SetReadDeadline(time.Now().Add(firstRequest))
+	}
+	defer context.AfterFunc(ctx, func() { _ = hurry() })()
+	for ; ; answered.Store(true) {
 		if err := conn.SetReadDeadline(time.Now().Add(d.patience)); err != nil {
 			return err
 		}
 		if ctx.Err() != nil { // only now: from here on the end of ctx moves the deadline
-			return nil
+			if err := hurry(); err != nil {
+				return err
+			}
 		}
 		r, err := api.ReadRequest(conn)
-		if errors.Is(err, io.EOF) {
+		if errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() != nil {
 			return nil
 		}
 		var fault *types.Error
