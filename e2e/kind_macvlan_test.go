@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/seed-aaab8e3a/cni-mld/e2e/chain"
 	"github.com/seed-aaab8e3a/cni-mld/netnslab"
@@ -161,6 +164,52 @@ func TestMacvlanWithoutBridge(t *testing.T) {
 			if code, text := s.call("CHECK", alice, ready("auto", "20s")); code != 0 {
 				t.Errorf("CHECK: code %d (%s)", code, text)
 			}
+		})
+	}
+}
+
+// Further kinds of links with Ethernet frames: a macvtap has its master's port; on an overlay ADD waits for the report; a
+// tap has no carrier until a program has opened it, which ADD says.
+func TestOtherKinds(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		kind, wait, link string
+		degraded         string
+	}{
+		{"macvtap", "mdb", "link uplink type macvtap mode bridge", ""},
+		{"vxlan", "auto", "type vxlan id 7 local ::1 remote ::1 dstport 4789", ""},
+		{"tap", "auto", "", "not ready after 300ms: interface eth0: "},
+	} {
+		t.Run(c.kind, func(t *testing.T) {
+			t.Parallel()
+			r := newRack(t, quiet, nil)
+			node := r.Node("alice")
+			timeout := "20s"
+			if c.kind == "tap" {
+				if unix.Access("/dev/net/tun", unix.R_OK|unix.W_OK) != nil {
+					t.Skip("/dev/net/tun is not for this user") // whatever LAB_REQUIRED says
+				}
+				timeout = "300ms"
+				runIn(t, node, "ip", "tuntap", "add", "mode", "tap", "name", chain.IfName)
+			} else {
+				r.run("ip", slices.Concat([]string{"link", "add", "name", "born"}, strings.Fields(c.link))...)
+				r.run("ip", "link", "set", "born", "netns", node.Path(), "name", chain.IfName)
+			}
+			runIn(t, node, "ip", "link", "set", chain.IfName, "up")
+			alice := newContainer(t, node, node.Interface(chain.IfName))
+			alice.port = r.uplink.Peer()
+			a := <-r.start(alice, ready(c.wait, timeout))
+			if a.code != 0 || !strings.Contains(a.diagnostic, c.degraded) || c.degraded == "" && a.diagnostic != "" {
+				t.Fatalf("ADD: code %d (%s), %s", a.code, a.text, a.diagnostic)
+			}
+			if c.kind == "macvtap" && !r.inMDB(groupA, alice) {
+				t.Errorf("after ADD the MDB has %v on ports %v", groupA, r.mdb(groupA))
+			}
+			code, text := r.call("CHECK", alice, ready(c.wait, timeout))
+			if ok := code == 0; ok != (c.degraded == "") {
+				t.Errorf("CHECK: code %d (%s)", code, text)
+			}
+			t.Logf("ADD: %q, CHECK: code %d %q", a.diagnostic, code, text)
 		})
 	}
 }

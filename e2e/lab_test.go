@@ -271,11 +271,18 @@ func (s *segment) wait(what string, cond func() (bool, string)) {
 // each entry has left.
 func (s *segment) mdb(group netip.Addr) map[string]float64 {
 	s.tb.Helper()
+	return mdbOf(s.tb, s.bridge, group)
+}
+
+// mdbOf is segment.mdb for any bridge.
+func mdbOf(tb testing.TB, bridge *netnslab.Bridge, group netip.Addr) map[string]float64 {
+	tb.Helper()
 	var bridges []struct {
 		MDB []struct{ Port, Grp, Timer string }
 	}
-	if err := json.Unmarshal(s.run("bridge", "-j", "-d", "-s", "mdb", "show", "dev", "cni0"), &bridges); err != nil {
-		s.tb.Fatalf("bridge mdb: %v", err)
+	out := runIn(tb, bridge.Node(), "bridge", "-j", "-d", "-s", "mdb", "show", "dev", bridge.Name())
+	if err := json.Unmarshal(out, &bridges); err != nil {
+		tb.Fatalf("bridge mdb: %v", err)
 	}
 	ports := map[string]float64{}
 	for _, b := range bridges {
@@ -283,7 +290,7 @@ func (s *segment) mdb(group netip.Addr) map[string]float64 {
 			if e.Grp == group.String() {
 				var left float64
 				if _, err := fmt.Sscan(e.Timer, &left); err != nil {
-					s.tb.Fatalf("bridge mdb: timer %q: %v", e.Timer, err)
+					tb.Fatalf("bridge mdb: timer %q: %v", e.Timer, err)
 				}
 				ports[e.Port] = left
 			}

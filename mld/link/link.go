@@ -118,6 +118,9 @@ func (l *Link) open() error {
 	// WritePacket needs the hardware address, and so it is read here, to be returned by the first Watch.
 	s, _, err := l.read()
 	l.takesAll = s.Kind == "veth" || s.Kind == "bridge"
+	if err == nil && s.Kind == "macvtap" { // what comes in is the tap's, as soon as a program has opened it
+		err = l.hearEveryProtocol()
+	}
 	return err
 }
 
@@ -141,17 +144,29 @@ func (l *Link) HearKernel() error {
 	var failure error
 	err := l.raw.Control(func(fd uintptr) {
 		failure = unix.SetsockoptInt(int(fd), unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 0)
-		if failure == nil || failure == unix.ENOPROTOOPT {
-			// Frames that are sent are shown only to sockets for every protocol.
-			everything := binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, unix.ETH_P_ALL))
-			failure = unix.Bind(int(fd), &unix.SockaddrLinklayer{Protocol: everything, Ifindex: l.index})
-		}
+	})
+	if failure == unix.ENOPROTOOPT { // before Linux 4.20
+		failure = nil
+	}
+	if err := errors.Join(err, failure); err != nil {
+		return fmt.Errorf("interface %d: packet socket: hear outgoing frames: %w", l.index, err)
+	}
+	return l.hearEveryProtocol()
+}
+
+// hearEveryProtocol binds the socket to frames of every protocol, to which alone those are shown that are sent, and
+// those that come in for whoever has taken the interface over.
+func (l *Link) hearEveryProtocol() error {
+	var failure error
+	everything := binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, unix.ETH_P_ALL))
+	err := l.raw.Control(func(fd uintptr) {
+		failure = unix.Bind(int(fd), &unix.SockaddrLinklayer{Protocol: everything, Ifindex: l.index})
 	})
 	if errors.Is(failure, unix.ENODEV) {
 		return l.errGone()
 	}
 	if err := errors.Join(err, failure); err != nil {
-		return fmt.Errorf("interface %d: packet socket: hear outgoing frames: %w", l.index, err)
+		return fmt.Errorf("interface %d: packet socket: hear every protocol: %w", l.index, err)
 	}
 	return nil
 }
@@ -199,9 +214,9 @@ func multicastMAC(group netip.Addr) [6]byte {
 	return [6]byte{0x33, 0x33, a[12], a[13], a[14], a[15]}
 }
 
-// ReadPacket waits for the next MLD message, from another host unless HearKernel says more, and returns its IPv6 packet, a view into b, which
-// must have room for a frame: MTU and 14 octets. A longer packet comes cut off, and link-layer padding may stand
-// behind a short one. Nothing about the packet is checked but that it is an MLD message by its type.
+// ReadPacket waits for the next MLD message, from another host unless HearKernel says more, and returns its IPv6
+// packet, a view into b, which must have room for a frame: MTU and 14 octets. A longer packet comes cut off, and
+// link-layer padding may stand behind a short one. Nothing about the packet is checked but that it is an MLD message by its type.
 // unicast tells that the frame was sent to this host alone (B25).
 // The error wraps [ErrGone] once State or Watch has found the interface gone, and is [net.ErrClosed] after Close.
 func (l *Link) ReadPacket(b []byte) (packet []byte, unicast bool, err error) {

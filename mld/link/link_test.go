@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -404,6 +405,50 @@ func TestReadPacketMacvlan(t *testing.T) {
 	each(l.DropMembership, 14)
 	if n := hears(); n > groups/2 {
 		t.Fatalf("%d of %d groups are still heard", n, groups)
+	}
+}
+
+// What comes in at a macvtap is taken by the program that has opened its tap, and shown before that only to a socket for
+// every protocol. (No program can open one here: it takes a device file, which a user namespace cannot make.)
+func TestMacvtap(t *testing.T) {
+	t.Parallel()
+	lab := netnslab.New(t)
+	pod := lab.Node("pod")
+	peer, _ := lab.Veth(lab.Node("peer"), "eth0", pod, "master")
+	for _, args := range []string{"link add link master name tap0 type macvtap mode bridge", "link set tap0 up"} {
+		if out, err := pod.Command(t.Context(), "ip", strings.Fields(args)...).CombinedOutput(); err != nil {
+			t.Fatalf("ip %s: %v: %s", args, err, out)
+		}
+	}
+	tap := pod.Interface("tap0")
+	capture := peer.Capture(netnslab.MLD)
+	l := open(t, tap)
+	if err := l.WritePacket(mld.AppendReport(nil, tap.LinkLocal(), group)); err != nil {
+		t.Fatal(err)
+	}
+	capture.Wait(patience, "our report", func(f netnslab.Frame) bool { return f.ICMPv6() == 131 })
+	sentinel := query(netip.MustParseAddr("fe80::5e:1"))
+	peer.SendPacket(sentinel)
+	for {
+		p, _, err := l.ReadPacket(make([]byte, 2048))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Equal(p, sentinel) {
+			break
+		}
+		if m, err := mld.Parse(p, mld.AcceptUnspecified); err != nil || m.Src == tap.LinkLocal() {
+			t.Fatalf("heard %v: %x, %v", m, p, err)
+		}
+	}
+	out, err := pod.Command(t.Context(), "cat", "/proc/net/packet").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// sk RefCnt Type Proto Iface ...
+	everything := fmt.Sprintf("0003   %d ", tap.Index())
+	if !strings.Contains(string(out), everything) {
+		t.Errorf("no socket for every protocol (%s):\n%s", everything, out)
 	}
 }
 

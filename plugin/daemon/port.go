@@ -14,7 +14,7 @@ import (
 // to, only what is in the namespace host can be seen:
 //
 //	veth          the other end
-//	macvlan       that of its master, which its neighbours on the master share
+//	macvlan       (and macvtap) that of its master, which its neighbours on the master share
 //	bridge        itself: what the bridge's own host has joined
 //
 // An error that wraps [bridge.ErrNotPort] says that there is none.
@@ -23,7 +23,7 @@ func findPort(own, host *netns.Namespace, index int) (*bridge.Port, error) {
 	if err != nil {
 		return nil, err
 	}
-	if master := l.Attrs().ParentIndex; l.Type() == "macvlan" && master != 0 {
+	if master := l.Attrs().ParentIndex; l.Type() == "macvlan" || l.Type() == "macvtap" {
 		if err := leadsTo(l, own, host); err != nil {
 			return nil, err
 		}
