@@ -19,7 +19,7 @@ RUNTIMES := containerd runc podman conmon
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help build test race twin e2e-runtimes fuzz lint demo conformance bench tidy-check modules tools install clean
+.PHONY: help build test race twin e2e-runtimes fuzz lint demo conformance bench bench-add tidy-check modules tools install clean
 
 help: ## this list
 	@echo 'usage: make TARGET [VARIABLE=value]'
@@ -95,6 +95,9 @@ conformance: ## write CONFORMANCE.md anew from the tests
 
 bench: ## measure beside gVisor and gopacket, and fail where a goal is missed
 	cd mld/listener/gvisor && go run .
+
+bench-add: tools modules ## measure what mld adds to a chain beside its peers, and fail where a goal is missed; wants an idle machine
+	go test -run '^$$' -bench '^BenchmarkAdd$$' -benchtime 60x -timeout 10m ./e2e
 
 tidy-check: ## fail if go.mod or go.sum is not what go mod tidy would write
 	go mod tidy -diff

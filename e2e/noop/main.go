@@ -1,7 +1,7 @@
-// Noop is a CNI plugin that does nothing but pass the previous result on, after one call over a unix socket: the least
-// that a plugin with a daemon costs. Key socket of its configuration is the path of a server that answers a line with a
-// line. With key runDir the call is one to mldd, that of a DEL with nothing to detach, and how long it took is in the
-// file of key took.
+// Noop is a CNI plugin that does nothing but pass the previous result on: the least that any plugin costs. With key
+// socket, the path of a server that answers a line with a line, it makes one call before: the least that a plugin with a
+// daemon costs. With key runDir the call is one to mldd, that of a DEL with nothing to detach, and how long it took is
+// in the file of key took.
 package main
 
 import (
@@ -61,8 +61,11 @@ func del(args *skel.CmdArgs) error {
 }
 
 func call(c *config, args *skel.CmdArgs) error {
-	if c.RunDir == "" {
+	switch {
+	case c.Socket != "":
 		return callPlain(c.Socket)
+	case c.RunDir == "":
+		return nil
 	}
 	begin := time.Now()
 	if err := callDaemon(c, args); err != nil {

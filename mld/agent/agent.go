@@ -45,9 +45,6 @@ func (k KernelReports) String() string {
 // KernelID is the subscriber under which the kernel's memberships stand in the listener.
 const KernelID listener.SubscriberID = 0
 
-// minBuffer is room for a frame of an ordinary link, in octets. On a link with a larger MTU the buffer grows.
-const minBuffer = 1536
-
 // maxBurst is how many packets are sent before events are looked at again.
 const maxBurst = 64
 
@@ -84,7 +81,7 @@ type Subscription struct {
 type wire interface {
 	State() (link.State, error)
 	Watch() (link.State, error)
-	ReadPacket(b []byte) (packet []byte, unicast bool, err error)
+	ReadPacket() (packet []byte, unicast bool, err error)
 	WritePacket(packet []byte) error
 	HearKernel() error
 	AddMembership(group netip.Addr) error
@@ -462,14 +459,8 @@ func (a *Agent) end() {
 }
 
 func (a *Agent) readPackets() {
-	const ethernetLen = 14
-	var buf []byte
 	for {
-		// A reader that waits already when the MTU grows may cut off one packet, which is then rejected.
-		if n := max(minBuffer, a.Link().MTU+ethernetLen); len(buf) < n {
-			buf = make([]byte, n)
-		}
-		packet, unicast, err := a.wire.ReadPacket(buf)
+		packet, unicast, err := a.wire.ReadPacket()
 		if err != nil {
 			a.fail(err)
 			return

@@ -1059,7 +1059,7 @@ type deaf struct {
 	err error
 }
 
-func (d deaf) ReadPacket([]byte) (packet []byte, unicast bool, err error) { return nil, false, d.err }
+func (d deaf) ReadPacket() (packet []byte, unicast bool, err error) { return nil, false, d.err }
 
 // TestBeginFails: without the standing memberships there is no agent.
 func TestBeginFails(t *testing.T) {
@@ -1129,14 +1129,12 @@ func TestKernelFilters(t *testing.T) {
 	})
 }
 
-// TestV2_46_MTU: no packet is longer than the link's MTU, and a frame of that length is read whole.
+// TestV2_46_MTU: no packet is longer than the link's MTU.
 func TestV2_46_MTU(t *testing.T) {
 	sources := make([]netip.Addr, 300)
 	for i := range sources {
 		sources[i] = netip.AddrFrom16([16]byte{0x20, 1, 0x0d, 0xb8, 14: byte(i >> 8), 15: byte(i)})
 	}
-	query := mld.AppendQuery(nil, router, group,
-		mld.Query{Version: mld.Version2, MulticastAddress: group, MaxResponseCode: 1, QRV: 2, Sources: sources})
 	setup{auto: true}.run(t, func(r *rig) {
 		for _, mtu := range []int{1280, 1500, 9000} {
 			state := ready
@@ -1156,14 +1154,6 @@ func TestV2_46_MTU(t *testing.T) {
 			}
 			if got != len(sources) {
 				r.Errorf("MTU %d: %d sources are reported", mtu, got)
-			}
-			r.settle()
-			before := r.state().Counters.QueriesHeard
-			r.port.Hear(query, false) // the reader may have begun to wait before the MTU was this one
-			r.port.Hear(query, false)
-			synctest.Wait()
-			if heard := r.state().Counters.QueriesHeard - before; heard > 0 != (mtu >= len(query)) {
-				r.Errorf("MTU %d: %d Queries of %d octets are heard", mtu, heard, len(query))
 			}
 			r.kernel.Tell(left(group)...)
 			r.settle()

@@ -273,7 +273,7 @@ func (m *Mirror) changes() (list []Change) {
 			list = append(list, Change{Addr: addr})
 		}
 	}
-	if len(m.order) > limit { // room for so many is not kept
+	if len(m.order) > limit || !m.told { // room for so many, or for what stood at the beginning, is not kept
 		m.order, m.touched = nil, make(map[netip.Addr]membership)
 	}
 	m.order = m.order[:0]

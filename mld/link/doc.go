@@ -4,7 +4,7 @@
 //	l, err := link.Open(ns, ifindex)
 //	...
 //	state, err := l.State()             // name, addresses, MTU, whether it is up
-//	packet, _, err := l.ReadPacket(buf) // the next Query, Report or Done on the wire, for mld.Parse
+//	packet, _, err := l.ReadPacket()    // the next Query, Report or Done on the wire, for mld.Parse
 //	err = l.WritePacket(packet)         // made by mld.AppendReport and its like
 //	state, err = l.Watch()              // returns when State has changed
 //

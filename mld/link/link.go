@@ -40,15 +40,16 @@ type Link struct {
 	state sync.Mutex // held while the state is read
 	last  State
 
-	in, out transfer
-	frame   []byte        // what WritePacket sends; its room is used again
-	source  atomic.Uint64 // our hardware address in the lower 48 bits, and a mark that there is one
+	in, out  transfer
+	frameLen atomic.Int64  // the longest frame of the interface, in octets
+	frame    []byte        // what WritePacket sends; its room is used again
+	source   atomic.Uint64 // our hardware address in the lower 48 bits, and a mark that there is one
 }
 
 // A transfer is one system call on a packet socket. It stands in the Link so that a packet costs no allocation.
 type transfer struct {
 	try func(fd uintptr) bool
-	b   []byte
+	b   *[]byte // of buffers; nil while there is nothing
 	n   int
 	err error
 }
@@ -215,18 +216,17 @@ func multicastMAC(group netip.Addr) [6]byte {
 }
 
 // ReadPacket waits for the next MLD message, from another host unless HearKernel says more, and returns its IPv6
-// packet, a view into b, which must have room for a frame: MTU and 14 octets. A longer packet comes cut off, and
-// link-layer padding may stand behind a short one. Nothing about the packet is checked but that it is an MLD message by its type.
-// unicast tells that the frame was sent to this host alone (B25).
+// packet, which is good until the next call. A packet that is longer than the MTU was when the state was read last may
+// come cut off, and link-layer padding may stand behind a short one. Nothing about the packet is checked but that it is
+// an MLD message by its type. unicast tells that the frame was sent to this host alone (B25).
 // The error wraps [ErrGone] once State or Watch has found the interface gone, and is [net.ErrClosed] after Close.
-func (l *Link) ReadPacket(b []byte) (packet []byte, unicast bool, err error) {
+func (l *Link) ReadPacket() (packet []byte, unicast bool, err error) {
+	l.giveBack()
 	for {
-		l.in.b = b
 		err := l.raw.Read(l.in.try)
 		if err == nil {
 			err = l.in.err
 		}
-		l.in.b = nil
 		switch {
 		case l.closed.Load():
 			return nil, false, net.ErrClosed
@@ -237,14 +237,37 @@ func (l *Link) ReadPacket(b []byte) (packet []byte, unicast bool, err error) {
 			return nil, false, fmt.Errorf("interface %d: read packet: %w", l.index, err)
 		case l.in.n > ethernetLen:
 			const groupBit = 1
+			b := *l.in.b
 			return b[ethernetLen:l.in.n], b[0]&groupBit == 0, nil
 		}
 	}
 }
 
+// buffers are only borrowed while there is a packet, so that an idle Link needs none. Each has room for a frame of an
+// ordinary link, and grows with the first one of a larger MTU.
+var buffers = sync.Pool{New: func() any { b := make([]byte, 1536); return &b }}
+
 func (l *Link) receive(fd uintptr) bool {
-	l.in.n, l.in.err = ignoringEINTR(func() (int, error) { return unix.Read(int(fd), l.in.b) })
+	if l.in.b == nil {
+		l.in.b = buffers.Get().(*[]byte)
+	}
+	if n := int(l.frameLen.Load()); len(*l.in.b) < n {
+		*l.in.b = make([]byte, n)
+	}
+	l.in.n, l.in.err = ignoringEINTR(func() (int, error) { return unix.Read(int(fd), *l.in.b) })
+	if l.in.err == nil {
+		return true
+	}
+	l.giveBack()
 	return !errors.Is(l.in.err, unix.EAGAIN)
+}
+
+// giveBack returns the buffer of the packet that was read last.
+func (l *Link) giveBack() {
+	if l.in.b != nil {
+		buffers.Put(l.in.b)
+		l.in.b = nil
+	}
 }
 
 // WritePacket sends an IPv6 packet, whose destination must be multicast, with the Ethernet addresses that belong

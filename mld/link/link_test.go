@@ -154,11 +154,10 @@ func testReadPacketFilter(t *testing.T, hearKernel bool) {
 			peer.SendFrame(test.frame)
 			sentinel := query(netip.MustParseAddr("fe80::5e:1"))
 			peer.SendPacket(sentinel)
-			buf := make([]byte, 2048)
 			var packet []byte
 			unicast := false
 			for {
-				p, u, err := l.ReadPacket(buf)
+				p, u, err := l.ReadPacket()
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -190,7 +189,7 @@ func TestReadPacketUDP(t *testing.T) {
 	sentinel := query(netip.MustParseAddr("fe80::5e:1"))
 	peer.SendPacket(sentinel)
 	for {
-		p, _, err := l.ReadPacket(make([]byte, 2048))
+		p, _, err := l.ReadPacket()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -203,17 +202,39 @@ func TestReadPacketUDP(t *testing.T) {
 	}
 }
 
-// A buffer that is too short cuts the packet off; the codec then says what is wrong with it.
-func TestReadPacketShortBuffer(t *testing.T) {
+// A packet that is longer than the MTU was comes cut off; the codec then says what is wrong with it. With the state the
+// room grows.
+func TestReadPacketLargerMTU(t *testing.T) {
 	peer, host := cable(t)
 	l := open(t, host)
-	peer.SendPacket(query(netip.MustParseAddr("fe80::5e:1")))
-	for _, size := range []int{14 + 44, 15} {
-		p, _, err := l.ReadPacket(make([]byte, size))
-		if err != nil || len(p) != size-14 {
-			t.Fatalf("%d octets, %v", len(p), err)
+	for _, e := range []*netnslab.Endpoint{peer, host} {
+		run(t, e, "ip", "link", "set", "eth0", "mtu", "9000")
+	}
+	long := append(query(netip.MustParseAddr("fe80::5e:1")), make([]byte, 8000)...)
+	for _, want := range []struct {
+		what   string
+		octets func(int) bool
+	}{
+		{"cut off", func(n int) bool { return n >= 1500 && n < len(long) }},
+		{"whole", func(n int) bool { return n == len(long) }},
+	} {
+		peer.SendPacket(long)
+		for {
+			p, _, err := l.ReadPacket()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(p) < 1000 {
+				continue // the kernels are listeners as well
+			}
+			if !want.octets(len(p)) {
+				t.Fatalf("%d octets of %d: want it %s", len(p), len(long), want.what)
+			}
+			break
 		}
-		peer.SendPacket(query(netip.MustParseAddr("fe80::5e:2")))
+		if _, err := l.State(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
@@ -233,7 +254,7 @@ func TestV1_25_OwnFramesAreNotHeard(t *testing.T) {
 	sentinel := query(netip.MustParseAddr("fe80::5e:1"))
 	peer.SendPacket(sentinel)
 	for {
-		p, _, err := l.ReadPacket(make([]byte, 2048))
+		p, _, err := l.ReadPacket()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -269,7 +290,7 @@ func TestHearKernel(t *testing.T) {
 		return f.ICMPv6() == 143 && bytes.Contains(f.Data, netip.MustParseAddr("ff05::99").AsSlice())
 	})
 	for {
-		p, _, err := l.ReadPacket(make([]byte, 2048))
+		p, _, err := l.ReadPacket()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -370,7 +391,7 @@ func TestReadPacketMacvlan(t *testing.T) {
 		}
 		peer.SendPacket(sentinel)
 		for {
-			p, _, err := l.ReadPacket(make([]byte, 2048))
+			p, _, err := l.ReadPacket()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -430,7 +451,7 @@ func TestMacvtap(t *testing.T) {
 	sentinel := query(netip.MustParseAddr("fe80::5e:1"))
 	peer.SendPacket(sentinel)
 	for {
-		p, _, err := l.ReadPacket(make([]byte, 2048))
+		p, _, err := l.ReadPacket()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -457,13 +478,12 @@ func TestNoAllocation(t *testing.T) {
 	peer, host := lab.Veth(lab.Node("peer"), "eth0", lab.Node("pod"), "eth0")
 	l, other := open(t, host), open(t, peer)
 	report := mld.AppendReport(nil, host.LinkLocal(), group)
-	buf := make([]byte, 2048)
 	perPacket := testing.AllocsPerRun(1000, func() {
 		if err := l.WritePacket(report); err != nil {
 			t.Fatal(err)
 		}
 		for {
-			p, _, err := other.ReadPacket(buf)
+			p, _, err := other.ReadPacket()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -508,7 +528,7 @@ func TestClose(t *testing.T) {
 	results := make(chan error, 2)
 	go func() {
 		for {
-			if _, _, err := l.ReadPacket(make([]byte, 2048)); err != nil {
+			if _, _, err := l.ReadPacket(); err != nil {
 				results <- err
 				return
 			}

@@ -130,6 +130,7 @@ func (l *Link) read() (s State, changed bool, err error) {
 	changed = !s.Equal(l.last)
 	l.last = s
 	l.setSource(s)
+	l.frameLen.Store(int64(ethernetLen + s.MTU))
 	return s, changed, nil
 }
 

@@ -269,7 +269,7 @@ func TestErrGone(t *testing.T) {
 			reader := make(chan error, 1)
 			go func() {
 				for {
-					if _, _, err := l.ReadPacket(make([]byte, 2048)); err != nil {
+					if _, _, err := l.ReadPacket(); err != nil {
 						reader <- err
 						return
 					}

@@ -28,9 +28,8 @@ func heard(p *linktest.Port[state]) <-chan string {
 	texts := make(chan string, 100)
 	go func() {
 		defer close(texts)
-		buf := make([]byte, 100)
 		for {
-			b, unicast, err := p.ReadPacket(buf)
+			b, unicast, err := p.ReadPacket()
 			if err != nil {
 				texts <- err.Error()
 				return
@@ -131,7 +130,7 @@ func TestPortState(t *testing.T) {
 			t.Errorf("Watch: %v", err)
 		}
 		p.Close()
-		_, _, err := p.ReadPacket(nil)
+		_, _, err := p.ReadPacket()
 		_, stateErr := p.State()
 		if writeErr := p.WritePacket(nil); err != gone || stateErr != gone || writeErr != gone || !p.Closed() {
 			t.Errorf("after the end: %v, %v, %v", err, stateErr, writeErr)

@@ -71,13 +71,13 @@ func (p *Port[S]) Watch() (S, error) {
 	return state, err
 }
 
-// ReadPacket waits for the next packet and copies it into b, or as much of it as there is room for.
-func (p *Port[S]) ReadPacket(b []byte) (packet []byte, unicast bool, err error) {
+// ReadPacket waits for the next packet.
+func (p *Port[S]) ReadPacket() (packet []byte, unicast bool, err error) {
 	err = p.wait(func() bool {
 		if len(p.queue) == 0 {
 			return false
 		}
-		packet, unicast = b[:copy(b, p.queue[0].packet)], p.queue[0].unicast
+		packet, unicast = p.queue[0].packet, p.queue[0].unicast
 		p.queue = slices.Delete(p.queue, 0, 1)
 		return true
 	})

@@ -144,11 +144,14 @@ func readLine(r *bufio.Reader) ([]byte, error) {
 
 // decodeAnswer decodes an answer strictly.
 func decodeAnswer(line []byte) (*Answer, error) {
-	if err := checkVersion(line, "answer", "daemon"); err != nil {
-		return nil, err
-	}
 	var a Answer
-	if err := decodeStrictly(line, &a); err != nil {
+	err := decodeStrictly(line, &a)
+	if err != nil || a.V != Version {
+		if err := checkVersion(line, "answer", "daemon"); err != nil { // the reason for everything else
+			return nil, err
+		}
+	}
+	if err != nil {
 		return nil, fmt.Errorf("answer: %w", err)
 	}
 	return &a, nil

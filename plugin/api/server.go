@@ -109,11 +109,14 @@ func parseRights(oob []byte) ([]*os.File, error) {
 // decodeRequest makes a valid request of a line and the descriptors that came with it. On error the descriptors
 // stay the caller's.
 func decodeRequest(line []byte, files []*os.File) (*Request, error) {
-	if err := checkVersion(line, "request", "client"); err != nil {
-		return nil, err
-	}
 	w := wireRequest{Request: new(Request)}
-	if err := decodeStrictly(line, &w); err != nil {
+	err := decodeStrictly(line, &w)
+	if err != nil || w.V != Version {
+		if err := checkVersion(line, "request", "client"); err != nil { // the reason for everything else
+			return nil, err
+		}
+	}
+	if err != nil {
 		return nil, fmt.Errorf("request: %w", err)
 	}
 	if err := w.attach(files); err != nil {
