@@ -139,7 +139,7 @@ func TestGroups(t *testing.T) {
 			state.Up = false
 			r.port.SetState(state)
 			r.pass(0)
-			want("down", text("the link is down")...)
+			want("down", text("the link is down, see ip link set dev eth0 up")...)
 			state.IPv6 = false
 			r.port.SetState(state)
 			r.pass(0)
