@@ -144,7 +144,7 @@ func (c *containerd) runPod(name, handler string, annotations map[string]string)
 func (c *containerd) tryPod(name, handler string, annotations map[string]string) (*pod, error) {
 	p := &pod{containerd: c, config: &cri.PodSandboxConfig{
 		Metadata:     &cri.PodSandboxMetadata{Name: name, Namespace: "default", Uid: "uid-" + name},
-		LogDirectory: filepath.Join("/run/logs", name),
+		LogDirectory: filepath.Join("/run/logs", c.network, name),
 		Annotations:  annotations,
 		Linux:        &cri.LinuxPodSandboxConfig{CgroupParent: "/" + os.Getenv(cgroupEnv)},
 	}}
