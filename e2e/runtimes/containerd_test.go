@@ -294,7 +294,7 @@ func TestContainerdTime(t *testing.T) {
 	plain, with := took[plainHandler], took[mldHandler]
 	t.Logf("with mld to without: the least %.2f, the medians %.2f\n%s",
 		with[0].Seconds()/plain[0].Seconds(), median(with).Seconds()/median(plain).Seconds(), &table)
-	if median(with) > 2*median(plain) {
+	if with[0] > 2*plain[0] && median(with) > 2*median(plain) { // one of them alone may be others at work
 		t.Errorf("with mld RunPodSandbox takes %v, and without %v: more than twice as long", ms(median(with)), ms(median(plain)))
 	}
 	if most := plain[len(plain)-1]; first > 3*most {
