@@ -353,3 +353,31 @@ func TestCtr(t *testing.T) {
 	h.expect(want)
 	h.gone(groupA)
 }
+
+// A task that ctr has left to itself ends without a DEL. Its namespace goes with it all the same.
+func TestCtrDetached(t *testing.T) {
+	h := newHost(t, 1)
+	h.configure(confDir, "1.0.0", spyName, map[string]any{"groups": []netip.Addr{groupA}})
+	h.startContainerd()
+	ctr := func(args ...string) { h.run("ctr", append([]string{"-n", "k8s.io"}, args...)...) }
+	ctr("run", "-d", "--cni", "--snapshotter", "native", "--cgroup", os.Getenv(cgroupEnv)+"/bob", imageName, "bob")
+	added := h.expect(sent{verb: "ADD", ifname: "eth0", netns: "/proc/[0-9]+/ns/net", id: "k8s.io-bob", prevResult: true})
+	h.joined(added[0], groupA)
+
+	ctr("task", "kill", "-s", "SIGKILL", "bob")
+	h.wait("end of the attachment", func() (bool, string) { n := h.attachments(); return n == 0, fmt.Sprint(n) })
+	h.gone(groupA)
+	h.wait("end of the task", func() (bool, string) {
+		err := h.command("ctr", "-n", "k8s.io", "task", "rm", "bob").Run()
+		return err == nil, fmt.Sprint(err)
+	})
+	ctr("container", "rm", "bob")
+	for _, path := range []string{leases, results} { // which nobody gives back
+		if err := os.RemoveAll(path); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := os.Stat(spyLog); err == nil {
+		t.Error("ctr has called the plugin once more: is this still the test that it says?")
+	}
+}
