@@ -111,11 +111,8 @@ func TestReplay(t *testing.T) {
 				}
 				kill := func() {
 					t.Helper()
-					if !killed {
-						return
-					}
-					if err := s.chain.Kill(t.Context()); err != nil {
-						t.Fatal(err)
+					if killed {
+						s.killDaemon()
 					}
 				}
 				attached := func() {
@@ -163,6 +160,30 @@ func TestReplay(t *testing.T) {
 			})
 		}
 	}
+}
+
+// killDaemon kills every process of the daemon, and waits until they hold nothing.
+func (s *segment) killDaemon() {
+	s.tb.Helper()
+	s.wait("end of mldd", func() (bool, string) {
+		daemons := s.daemons()
+		for _, pid := range daemons {
+			fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+			if errors.Is(err, unix.ESRCH) {
+				continue
+			}
+			if err == nil {
+				err = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+			}
+			if err != nil && !errors.Is(err, unix.ESRCH) {
+				s.tb.Fatal(err)
+			}
+			f := os.NewFile(uintptr(fd), "mldd")
+			s.waitEnd(f)
+			_ = f.Close()
+		}
+		return len(daemons) == 0, fmt.Sprint(daemons)
+	})
 }
 
 // dones counts the Dones for a group that the router has heard.

@@ -144,7 +144,7 @@ func (c *containerd) runPod(name, handler string, annotations map[string]string)
 func (c *containerd) tryPod(name, handler string, annotations map[string]string) (*pod, error) {
 	p := &pod{containerd: c, config: &cri.PodSandboxConfig{
 		Metadata:     &cri.PodSandboxMetadata{Name: name, Namespace: "default", Uid: "uid-" + name},
-		LogDirectory: filepath.Join("/run/logs", name),
+		LogDirectory: filepath.Join("/run/logs", c.network, name),
 		Annotations:  annotations,
 		Linux:        &cri.LinuxPodSandboxConfig{CgroupParent: "/" + os.Getenv(cgroupEnv)},
 	}}
@@ -294,7 +294,7 @@ func TestContainerdTime(t *testing.T) {
 	plain, with := took[plainHandler], took[mldHandler]
 	t.Logf("with mld to without: the least %.2f, the medians %.2f\n%s",
 		with[0].Seconds()/plain[0].Seconds(), median(with).Seconds()/median(plain).Seconds(), &table)
-	if median(with) > 2*median(plain) {
+	if with[0] > 2*plain[0] && median(with) > 2*median(plain) { // one of them alone may be others at work
 		t.Errorf("with mld RunPodSandbox takes %v, and without %v: more than twice as long", ms(median(with)), ms(median(plain)))
 	}
 	if most := plain[len(plain)-1]; first > 3*most {
@@ -352,4 +352,32 @@ func TestCtr(t *testing.T) {
 	want.verb, want.netns = "DEL", ""
 	h.expect(want)
 	h.gone(groupA)
+}
+
+// A task that ctr has left to itself ends without a DEL. Its namespace goes with it all the same.
+func TestCtrDetached(t *testing.T) {
+	h := newHost(t, 1)
+	h.configure(confDir, "1.0.0", spyName, map[string]any{"groups": []netip.Addr{groupA}})
+	h.startContainerd()
+	ctr := func(args ...string) { h.run("ctr", append([]string{"-n", "k8s.io"}, args...)...) }
+	ctr("run", "-d", "--cni", "--snapshotter", "native", "--cgroup", os.Getenv(cgroupEnv)+"/bob", imageName, "bob")
+	added := h.expect(sent{verb: "ADD", ifname: "eth0", netns: "/proc/[0-9]+/ns/net", id: "k8s.io-bob", prevResult: true})
+	h.joined(added[0], groupA)
+
+	ctr("task", "kill", "-s", "SIGKILL", "bob")
+	h.wait("end of the attachment", func() (bool, string) { n := h.attachments(); return n == 0, fmt.Sprint(n) })
+	h.gone(groupA)
+	h.wait("end of the task", func() (bool, string) {
+		err := h.command("ctr", "-n", "k8s.io", "task", "rm", "bob").Run()
+		return err == nil, fmt.Sprint(err)
+	})
+	ctr("container", "rm", "bob")
+	for _, path := range []string{leases, results} { // which nobody gives back
+		if err := os.RemoveAll(path); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := os.Stat(spyLog); err == nil {
+		t.Error("ctr has called the plugin once more: is this still the test that it says?")
+	}
 }

@@ -222,8 +222,7 @@ func (h *host) delivers(group netip.Addr, printed func() string) {
 	const n = 10
 	h.send(group, n)
 	h.wait(fmt.Sprintf("%d datagrams to %v", n, group), func() (bool, string) {
-		text := printed()
-		return count() == before+n, text
+		return count() == before+n, printed() + h.run("bridge", "-d", "-s", "mdb", "show", "dev", "cni0")
 	})
 	h.send(mld.AllNodes, 1)
 	h.wait("what is flooded", func() (bool, string) { return h.flooding(mld.AllNodes) > 0, "" })
