@@ -125,7 +125,8 @@ func containerID(path string) string {
 		return '-'
 	}, path), "-")
 	sum := sha256.Sum256([]byte(path))
-	return fmt.Sprintf("path-%s-%x", readable[max(0, len(readable)-maxName):], sum[:4])
+	readable = strings.TrimLeft(readable[max(0, len(readable)-maxName):], "-")
+	return fmt.Sprintf("path-%s-%x", readable, sum[:4])
 }
 
 // maxName is how much of a name or path becomes part of a container ID, in bytes.

@@ -50,9 +50,11 @@ type tool struct {
 	now     func() time.Time
 }
 
-// New makes the command mldctl.
+// New makes the command mldctl, complete with what cobra adds when it runs.
 func New(version string) *cobra.Command {
 	root, _ := newRoot(version)
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
 	return root
 }
 
@@ -76,8 +78,6 @@ are wanted, reported and forwarded there, and what happens. It also attaches int
 	root.PersistentFlags().StringVar(&t.runDir, "run-dir", api.DefaultRunDir, "run `directory` of mldd")
 	root.PersistentFlags().BoolVar(&t.json, "json", false, "print JSON: one document, or an object in each line for what goes on")
 	root.AddCommand(t.status(), t.groups(), t.watch(), t.attach(), t.detach(), t.versions())
-	root.InitDefaultHelpCmd()
-	root.InitDefaultCompletionCmd()
 	return root, t
 }
 
