@@ -183,11 +183,10 @@ func (t *tool) runAttach(ctx context.Context, stdout, stderr io.Writer, p *place
 		return err
 	}
 	defer r.Netns.Close()
-	closeHost, err := withHost(r)
-	if err != nil {
+	if err := withHost(r); err != nil {
 		return err
 	}
-	defer closeHost()
+	defer r.HostNetns.Close()
 	answer, err := t.request(ctx, r, time.Duration(s.Ready.Timeout))
 	if err != nil {
 		return err

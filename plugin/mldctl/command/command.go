@@ -140,11 +140,10 @@ func call(ctx context.Context, c *api.Client, r *api.Request) (*api.Answer, erro
 func lines(ctx context.Context, c *api.Client, r *api.Request, take func(*api.Line)) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	closeHost, err := withHost(r)
-	if err != nil {
+	if err := withHost(r); err != nil {
 		return err
 	}
-	defer closeHost()
+	defer r.HostNetns.Close()
 	for line, err := range c.Stream(ctx, r) {
 		if err != nil {
 			return exchangeError(err)
@@ -154,12 +153,12 @@ func lines(ctx context.Context, c *api.Client, r *api.Request, take func(*api.Li
 	return nil
 }
 
-// withHost lets the daemon look for bridges in the caller's network namespace.
-func withHost(r *api.Request) (closeHost func() error, err error) {
+// withHost gives a request the caller's network namespace, where the daemon is to look for bridges.
+func withHost(r *api.Request) (err error) {
 	if r.HostNetns, err = openNetns("/proc/self/ns/net"); err != nil {
-		return nil, fmt.Errorf("own network namespace: %w", err)
+		return fmt.Errorf("own network namespace: %w", err)
 	}
-	return r.HostNetns.Close, nil
+	return nil
 }
 
 // filters adds the flags that choose attachments.
