@@ -4,6 +4,8 @@ FUZZTIME ?= 30s
 TESTFLAGS ?=
 INSTALL ?= 1
 PREFIX ?= /opt/cni
+BINDIR ?= /usr/local/bin
+MANDIR ?= /usr/local/share/man
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 
 GOLANGCI_VERSION := v2.12.2
@@ -19,7 +21,7 @@ RUNTIMES := containerd runc podman conmon
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help build test race twin e2e-runtimes fuzz lint demo conformance bench bench-add tidy-check modules tools install clean
+.PHONY: help build man test race twin e2e-runtimes fuzz lint demo conformance bench bench-add tidy-check modules tools install clean
 
 help: ## this list
 	@echo 'usage: make TARGET [VARIABLE=value]'
@@ -29,12 +31,18 @@ help: ## this list
 	@echo '  FUZZTIME=30s      how long each target is fuzzed'
 	@echo '  TESTFLAGS=        more flags for test and race, such as "-run TestV1_14 -v"'
 	@echo '  INSTALL=0         only name the missing programs, even as root'
-	@echo '  PREFIX=/opt/cni   install into $$(DESTDIR)$$(PREFIX)/bin'
+	@echo '  PREFIX=/opt/cni   install mld and mldd into $$(DESTDIR)$$(PREFIX)/bin'
+	@echo '  BINDIR, MANDIR    and mldctl and the manual pages into /usr/local/bin and /usr/local/share/man'
 
 # The version says which commit it is; asking git a second time fails where the tree belongs to another user.
-build: ## build the static programs bin/mld and bin/mldd
+build: ## build the static programs bin/mld, bin/mldd and bin/mldctl
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)' -o bin/mld ./plugin
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)' -o bin/mldd ./plugin/mldd
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)' -o bin/mldctl ./plugin/mldctl
+
+man: ## write the manual pages into bin/man
+	@rm -rf bin/man
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || date +%s) go run ./plugin/mldctl/man bin/man
 
 test: tools modules ## run all tests; needs no privilege where user namespaces are allowed
 	go test -count=1 -timeout 5m $(TESTFLAGS) ./...
@@ -124,11 +132,14 @@ tools: ## install the programs that the tests call, or name the missing ones
 	$$install </dev/null || { echo 'apt-get update'; apt-get update && echo "$$install" && $$install </dev/null; }
 
 # Renamed into place: a program that is running cannot be written to.
-install: build ## install both programs for CNI
-	install -d '$(DESTDIR)$(PREFIX)/bin'
-	for program in mld mldd; do \
-		install -m 0755 "bin/$$program" "$(DESTDIR)$(PREFIX)/bin/.$$program.new" && \
-		mv -f "$(DESTDIR)$(PREFIX)/bin/.$$program.new" "$(DESTDIR)$(PREFIX)/bin/$$program" || exit 1; \
+install: build man ## install the programs, for CNI and for you, and their manual pages
+	install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(BINDIR)'
+	for program in '$(PREFIX)/bin/mld' '$(PREFIX)/bin/mldd' '$(BINDIR)/mldctl'; do \
+		to="$(DESTDIR)$$(dirname "$$program")" name="$$(basename "$$program")"; \
+		install -m 0755 "bin/$$name" "$$to/.$$name.new" && mv -f "$$to/.$$name.new" "$$to/$$name" || exit 1; \
+	done
+	for page in bin/man/*; do \
+		install -D -m 0644 "$$page" "$(DESTDIR)$(MANDIR)/man$${page##*.}/$$(basename "$$page")" || exit 1; \
 	done
 
 clean: ## remove what was built

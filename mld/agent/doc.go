@@ -13,6 +13,8 @@
 // muted reports tell. When the agent is gone, killed included, the mute goes with its socket, and the kernel answers
 // the next query.
 //
+// [Agent.State] and [Agent.Groups] tell how things stand, and Config.Observe is told what happens.
+//
 // The daemon runs thousands of agents; a test can run one in its own process:
 //
 //	a, err := agent.Start(agent.Config{Netns: ns, Index: eth0})

@@ -13,6 +13,11 @@
 // client can only hand over a namespace that it could open itself. A connection may carry several requests, one
 // after the other, each sent when the answer to the one before has been read.
 //
+// To three ops, which mldctl uses, lines follow the answer: of attachments, of groups, or of events as they happen. A
+// [Line] is what stands in each; the keys of what is in it are a promise to whoever reads mldctl's --json.
+//
+//	{"v":1,"event":{"time":"2026-11-23T10:44:03.383552Z","kind":"sent","group":"ff05::8","record":"TO_EX",...}}
+//
 // "v" is the version of this protocol. Both sides are built from the same source and upgraded together, so a
 // version or a key that a side does not know is an error and never a guess.
 //
@@ -27,6 +32,10 @@
 //	...
 //	defer c.Close()
 //	answer, err := c.Call(ctx, &api.Request{Op: api.OpStatus})
+//	...
+//	for line, err := range c.Stream(ctx, &api.Request{Op: api.OpGroups}) {
+//		...
+//	}
 //
 // The package imports nothing heavy: the plugin is started for every container, and each package it links costs
 // every start of a container a little time.

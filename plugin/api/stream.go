@@ -184,7 +184,7 @@ const (
 	EventNotSent    = "not-sent"   // the interface did not take the message that was sent just now; Reason
 	EventHeard      = "heard"      // a Query From a router for Group and Sources, without Group a General one; MLDVersion, MaxDelay
 	EventSuppressed = "suppressed" // the Report of Group that was due is superfluous: a node, From, has sent one
-	EventMuted      = "muted"      // the kernel's Message about Group, in version 2 with Record and Sources, was dropped
+	EventMuted      = "muted"      // the kernel's Message about Group, in version 2 with Record and Sources, was dropped; in MLDv1 nobody reads them, and there are no events
 	EventVersion    = "version"    // MLDVersion is spoken from now on
 	EventLink       = "link"       // the interface has changed; Reason says how
 	EventMDB        = "mdb"        // Bridge has an entry of Group on Port now, for Filter: any source, one, or all but one

@@ -12,6 +12,9 @@
 // A group with delivery is joined by a socket inside the namespace (mld/kernel.Joins), with the sources that it is wanted
 // from, and the agent sees that join like any application's. A group without is given to the agent alone.
 //
+// Streams (list, groups, watch) are for whoever looks in. They read what requests have left for them, ask the agents and
+// the bridges, and hold nobody up: events wait in a queue for each watcher, and those that find it full are counted.
+//
 // When mldd stops, it leaves the declared groups, unmutes the kernels and lets them speak for the applications; when
 // it is killed, the kernel does both.
 //

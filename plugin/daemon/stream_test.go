@@ -7,11 +7,13 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 
+	"github.com/seed-aaab8e3a/cni-mld/mld"
 	"github.com/seed-aaab8e3a/cni-mld/netnslab"
 	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
 )
@@ -198,4 +200,65 @@ func tempNetns(t *testing.T) *os.File {
 		t.Fatal(err)
 	}
 	return f
+}
+
+// A watcher is told whatever happens to an interface, one event after the other.
+func TestWatchEvents(t *testing.T) {
+	t.Parallel()
+	r := serve(t)
+	pod, peer := r.pod("c1")
+	w := r.listen(peer)
+	lines, _, stop := r.stream(&api.Request{Op: api.OpWatch, Attachment: api.Attachment{Network: "lab"}})
+	defer stop()
+	var told []string
+	want := func(what ...string) { // in this order, with others between
+		t.Helper()
+		for _, text := range what {
+			deadline := time.After(patience)
+			for found := false; !found; {
+				select {
+				case l := <-lines:
+					e := l.Event
+					got := fmt.Sprint(e.Kind, " ", e.Group, " ", e.Message, e.Record, " ", e.Cause, e.Reason, " ", e.MLDVersion)
+					told = append(told, got)
+					found = strings.HasPrefix(got, text)
+					if !slices.ContainsFunc(e.Attachments, func(a api.Attachment) bool { return a.Network == "lab" }) ||
+						e.Interface.Index != pod.Index() || e.Interface.Netns != pod.Node().Path() || e.Time.IsZero() {
+						t.Errorf("%+v", e)
+					}
+				case <-deadline:
+					t.Fatalf("not told %q, but %q", text, told)
+				}
+			}
+		}
+	}
+	auto := `"mldVersion": "auto", "groups": [%s]`
+	// Nothing is told before the stream has begun: until then declarations come and go.
+	netnslab.WaitFor(t, "first event", patience, func() (bool, string) {
+		r.add("lab", pod.Node(), settings(t, auto, fmt.Sprintf(`{"group": "%v", "deliver": false}`, second)))
+		r.add("lab", pod.Node(), settings(t, auto, ""))
+		select {
+		case <-lines:
+			return true, ""
+		default:
+			return false, ""
+		}
+	})
+	r.add("lab", pod.Node(), settings(t, auto, fmt.Sprintf(`{"group": "%v", "deliver": false}`, first)))
+	want(fmt.Sprintf("declared %v   0", first), fmt.Sprintf("sent %v ReportV2TO_EX changed 0", first))
+	w.ask()
+	want("heard invalid IP Query  1", "version invalid IP   1", fmt.Sprintf("sent %v Report answer 0", first))
+	for range 2 { // the answer may be due within a moment
+		peer.SendPacket(mld.AppendQuery(nil, router, first, mld.Query{Version: mld.Version1, MulticastAddress: first, MaxResponseCode: 30000}))
+		peer.SendPacket(mld.AppendReport(nil, router, first))
+	}
+	want(fmt.Sprintf("suppressed %v   0", first))
+	r.add("lab", pod.Node(), settings(t, auto, ""))
+	want(fmt.Sprintf("undeclared %v   0", first))
+	pod.SetDown()
+	want("link invalid IP  down 0")
+	pod.SetUp()
+	want("link invalid IP  up 0")
+	pod.Delete()
+	want("ended ")
 }

@@ -125,7 +125,8 @@ func containerID(path string) string {
 		return '-'
 	}, path), "-")
 	sum := sha256.Sum256([]byte(path))
-	return fmt.Sprintf("path-%s-%x", readable[max(0, len(readable)-maxName):], sum[:4])
+	readable = strings.TrimLeft(readable[max(0, len(readable)-maxName):], "-")
+	return fmt.Sprintf("path-%s-%x", readable, sum[:4])
 }
 
 // maxName is how much of a name or path becomes part of a container ID, in bytes.
@@ -182,11 +183,10 @@ func (t *tool) runAttach(ctx context.Context, stdout, stderr io.Writer, p *place
 		return err
 	}
 	defer r.Netns.Close()
-	closeHost, err := withHost(r)
-	if err != nil {
+	if err := withHost(r); err != nil {
 		return err
 	}
-	defer closeHost()
+	defer r.HostNetns.Close()
 	answer, err := t.request(ctx, r, time.Duration(s.Ready.Timeout))
 	if err != nil {
 		return err

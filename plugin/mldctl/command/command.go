@@ -50,9 +50,11 @@ type tool struct {
 	now     func() time.Time
 }
 
-// New makes the command mldctl.
+// New makes the command mldctl, complete with what cobra adds when it runs.
 func New(version string) *cobra.Command {
 	root, _ := newRoot(version)
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
 	return root
 }
 
@@ -76,8 +78,6 @@ are wanted, reported and forwarded there, and what happens. It also attaches int
 	root.PersistentFlags().StringVar(&t.runDir, "run-dir", api.DefaultRunDir, "run `directory` of mldd")
 	root.PersistentFlags().BoolVar(&t.json, "json", false, "print JSON: one document, or an object in each line for what goes on")
 	root.AddCommand(t.status(), t.groups(), t.watch(), t.attach(), t.detach(), t.versions())
-	root.InitDefaultHelpCmd()
-	root.InitDefaultCompletionCmd()
 	return root, t
 }
 
@@ -140,11 +140,10 @@ func call(ctx context.Context, c *api.Client, r *api.Request) (*api.Answer, erro
 func lines(ctx context.Context, c *api.Client, r *api.Request, take func(*api.Line)) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	closeHost, err := withHost(r)
-	if err != nil {
+	if err := withHost(r); err != nil {
 		return err
 	}
-	defer closeHost()
+	defer r.HostNetns.Close()
 	for line, err := range c.Stream(ctx, r) {
 		if err != nil {
 			return exchangeError(err)
@@ -154,12 +153,12 @@ func lines(ctx context.Context, c *api.Client, r *api.Request, take func(*api.Li
 	return nil
 }
 
-// withHost lets the daemon look for bridges in the caller's network namespace.
-func withHost(r *api.Request) (closeHost func() error, err error) {
+// withHost gives a request the caller's network namespace, where the daemon is to look for bridges.
+func withHost(r *api.Request) (err error) {
 	if r.HostNetns, err = openNetns("/proc/self/ns/net"); err != nil {
-		return nil, fmt.Errorf("own network namespace: %w", err)
+		return fmt.Errorf("own network namespace: %w", err)
 	}
-	return r.HostNetns.Close, nil
+	return nil
 }
 
 // filters adds the flags that choose attachments.

@@ -106,7 +106,7 @@ func printGroups(w io.Writer, groups []*api.GroupStatus) error {
 		fmt.Fprintln(w, "no groups")
 		return nil
 	}
-	tab := newTable(w, "  CONTAINER", "INTERFACE", "GROUP", "WANTED", "REPORTED", "MDB", "WHY")
+	tab := newTable("  CONTAINER", "INTERFACE", "GROUP", "WANTED", "REPORTED", "MDB", "WHY")
 	for _, g := range groups {
 		sign := "  "
 		if faulty(g) {
@@ -129,7 +129,7 @@ func printGroups(w io.Writer, groups []*api.GroupStatus) error {
 		tab.row(sign+containerText(g.Attachments), g.Interface.Name, g.Group.String(), wantedText(g.Wanted), reported, mdb,
 			strings.Join(why, "; "))
 	}
-	return tab.print()
+	return tab.print(w)
 }
 
 // containerText names the containers of attachments, of which there is one unless somebody has been creative.

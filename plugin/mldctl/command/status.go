@@ -86,7 +86,7 @@ func (t *tool) printStatus(w io.Writer, doc *statusDocument) error {
 		fmt.Fprintln(w, "no attachments")
 		return nil
 	}
-	tab := newTable(w, "NETWORK", "CONTAINER", "INTERFACE", "STATE", "SINCE", "MLD", "KERNEL", "QUERIER", "HEARD",
+	tab := newTable("NETWORK", "CONTAINER", "INTERFACE", "STATE", "SINCE", "MLD", "KERNEL", "QUERIER", "HEARD",
 		"DECLARED", "REPORTED", "BRIDGE", "PORT", "REASON")
 	for _, a := range doc.Attachments {
 		var mld, querier, heard, reported, bridge, port string
@@ -103,7 +103,7 @@ func (t *tool) printStatus(w io.Writer, doc *statusDocument) error {
 		tab.row(a.Network, shortID(a.ContainerID), ifnameText(a.IfName, a.Interface.Name), a.State, age(t.now(), a.Since), mld,
 			a.KernelReports, querier, heard, strconv.Itoa(a.Declared), reported, bridge, port, a.Reason)
 	}
-	return tab.print()
+	return tab.print(w)
 }
 
 // cgroupText is the path in the hierarchy of version 2.

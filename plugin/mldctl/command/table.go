@@ -5,34 +5,50 @@ import (
 	"io"
 	"net/netip"
 	"strings"
-	"text/tabwriter"
+	"unicode/utf8"
 
 	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
 )
 
 // A table is columns that are as wide as they have to be.
-type table struct{ w *tabwriter.Writer }
+type table struct {
+	rows   [][]string
+	widths []int
+}
 
-func newTable(w io.Writer, header ...string) *table {
-	t := &table{tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)}
+func newTable(header ...string) *table {
+	t := &table{widths: make([]int, len(header))}
 	t.row(header...)
 	return t
 }
 
-// row adds a row. An empty cell is a dash; at the end of the row it is nothing.
+// row adds a row of as many cells as the header has. An empty cell is a dash, but for those at the end.
 func (t *table) row(cells ...string) {
-	for len(cells) > 0 && cells[len(cells)-1] == "" {
-		cells = cells[:len(cells)-1]
+	last := len(cells)
+	for last > 0 && cells[last-1] == "" {
+		last--
 	}
-	for i, c := range cells {
+	for i, c := range cells[:last] {
 		if c == "" {
 			cells[i] = "-"
 		}
+		t.widths[i] = max(t.widths[i], utf8.RuneCountInString(cells[i]))
 	}
-	fmt.Fprintln(t.w, strings.Join(cells, "\t"))
+	t.rows = append(t.rows, cells)
 }
 
-func (t *table) print() error { return t.w.Flush() }
+func (t *table) print(w io.Writer) error {
+	var text strings.Builder
+	for _, cells := range t.rows {
+		var line strings.Builder
+		for i, c := range cells {
+			fmt.Fprintf(&line, "%-*s  ", t.widths[i], c)
+		}
+		text.WriteString(strings.TrimRight(line.String(), " ") + "\n")
+	}
+	_, err := io.WriteString(w, text.String())
+	return err
+}
 
 // filterText says from where something is wanted: "any", "fd00::1", "not fd00::66".
 func filterText(f api.Filter) string {

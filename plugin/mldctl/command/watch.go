@@ -50,11 +50,10 @@ func (t *tool) runWatch(ctx context.Context, w io.Writer, r *api.Request, wanted
 		return err
 	}
 	defer c.Close()
-	closeHost, err := withHost(r)
-	if err != nil {
+	if err := withHost(r); err != nil {
 		return err
 	}
-	defer closeHost()
+	defer r.HostNetns.Close()
 	lines := json.NewEncoder(w)
 	for line, err := range c.Stream(ctx, r) {
 		switch {
