@@ -73,7 +73,9 @@ func TestWorkerReplaced(t *testing.T) {
 				})
 				alice, bob, sender := s.add("alice"), s.connect("bob"), s.connect("sender")
 				alice.eth0.Join(groupC)
-				s.wait("entries", func() (bool, string) { return s.inMDB(groupA, alice) && s.inMDB(groupB, alice) && s.inMDB(groupC, alice), "" })
+				s.wait("entries", func() (bool, string) {
+					return s.inMDB(groupA, alice) && s.inMDB(groupB, alice) && s.inMDB(groupC, alice), ""
+				})
 				s.bridge.WaitQuerying(t.Context())
 				application, other := alice.eth0.Receive(port), bob.eth0.Receive(port)
 				onAlice := alice.eth0.Capture()
@@ -268,7 +270,7 @@ func held(pid int, file os.FileInfo) (n int) {
 func TestKeeperMemory(t *testing.T) {
 	s := newSegment(t, quiet, map[string]any{"groups": []netip.Addr{groupA}})
 	var nodes []*netnslab.Node
-	for i := range 20 {
+	for i := range 8 {
 		nodes = append(nodes, s.Node(fmt.Sprintf("c%d", i)))
 	}
 	s.all(nodes, 4, s.addQuietly)

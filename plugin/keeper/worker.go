@@ -39,9 +39,9 @@ type Worker struct {
 func Connect() (*Worker, error) {
 	var version int
 	var resume, ready bool
-	if n, err := fmt.Sscanf(os.Getenv(workerEnv), "%d.%t.%t", &version, &resume, &ready); n != 3 || version != protocol {
-		return nil, fmt.Errorf("the keeper speaks version %q and this mldd %d (%v): stop mldd and start it again",
-			os.Getenv(workerEnv), protocol, err)
+	if _, err := fmt.Sscanf(os.Getenv(workerEnv), "%d.%t.%t", &version, &resume, &ready); err != nil || version != protocol {
+		return nil, fmt.Errorf("the keeper says %q, and this mldd knows version %d of that: stop mldd and start it again",
+			os.Getenv(workerEnv), protocol)
 	}
 	w := &Worker{Resume: resume}
 	unix.CloseOnExec(lockFD)
