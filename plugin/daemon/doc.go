@@ -15,10 +15,25 @@
 // Streams (list, groups, watch) are for whoever looks in. They read what requests have left for them, ask the agents and
 // the bridges, and hold nobody up: events wait in a queue for each watcher, and those that find it full are counted.
 //
-// When mldd stops, it leaves the declared groups, unmutes the kernels and lets them speak for the applications; when
-// it is killed, the kernel does both.
+// # Restarts
 //
-//	d, err := daemon.New(daemon.Config{RunDir: "/run/mld", Logger: slog.Default()})
+// Each attachment has a state file under the run directory, written before ADD is answered and removed before DEL is.
+// The next daemon takes over what is still there, interface by interface, while it serves already: requests for an
+// attachment wait until it is back. The namespace is opened by the path of its state file, and its cookie decides. What
+// the next daemon finds standing with the kernel is told by Current State Records within the Query Response Interval,
+// never as a change, and never left.
+//
+// When a daemon stops, it leaves the declared groups with one voice, unmutes the kernels and lets them speak for the
+// applications; when it is killed, the kernel does both. With a [Config].Keeper, which holds what is joined, neither a
+// kill nor a handover ([ErrHandover]) is a leave.
+//
+// # The end of a namespace
+//
+// An open socket keeps a namespace alive, and with it the links in it. So when the path that a runtime has named is
+// removed, or the process that it names ends, the attachment is detached as by DEL. This is an event of inotify or of a
+// pidfd. Where the path does not lead to the namespace from the daemon's view, DEL and GC are left.
+//
+//	d, err := daemon.New(daemon.Config{RunDir: "/run/mld", Listener: l, Logger: slog.Default()})
 //	...
 //	err = d.Serve(ctx)
 package daemon
