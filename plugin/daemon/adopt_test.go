@@ -54,10 +54,18 @@ func (d *dups) Drop(id uint64) error {
 
 // next makes what is held that of a former daemon, and settled drops that.
 func (d *dups) next() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	for _, fd := range d.held {
 		d.former = append(d.former, fd)
 	}
 	clear(d.held)
+}
+
+func (d *dups) count() (former, held int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.former), len(d.held)
 }
 
 func (d *dups) settled() {
@@ -133,8 +141,8 @@ func TestHandover(t *testing.T) {
 	if got := changes(w.said()[before:]); len(got) > 0 {
 		t.Errorf("told as news: %v", got)
 	}
-	if len(kept.former) > 0 || len(kept.held) != 2 {
-		t.Errorf("kept of daemons before: %v, of this one: %v", kept.former, kept.held)
+	if former, held := kept.count(); former > 0 || held != 2 {
+		t.Errorf("%d are kept of daemons before, %d of this one", former, held)
 	}
 
 	r.del("other", pod.Node())
@@ -142,8 +150,8 @@ func TestHandover(t *testing.T) {
 	r.del("lab", pod.Node())
 	w.waitAll("TO_IN "+first.String(), "TO_IN "+second.String())
 	r.wantStateFiles(0)
-	if len(kept.held) > 0 {
-		t.Errorf("kept after DEL: %v", kept.held)
+	if _, held := kept.count(); held > 0 {
+		t.Errorf("%d are kept after DEL", held)
 	}
 	r.wantNoAgents()
 }
