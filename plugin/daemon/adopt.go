@@ -1,10 +1,10 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"slices"
 	"sync"
 	"time"
@@ -32,6 +32,7 @@ const (
 type returning struct {
 	*record
 	arrived func()
+	seen    bool // its path led to its namespace
 }
 
 // errGone says that the interface of an attachment is not there any more.
@@ -44,7 +45,7 @@ func (d *Daemon) expect(records []*record) error {
 		if err != nil {
 			return err
 		}
-		d.returning = append(d.returning, &returning{r, leave})
+		d.returning = append(d.returning, &returning{record: r, arrived: leave})
 	}
 	if len(records) > 0 {
 		d.coming++
@@ -163,27 +164,36 @@ func (d *Daemon) standing(list []*returning) (s []agent.Subscription) {
 	return s
 }
 
-// reopen opens the namespace of attachments by the path that a client has told of one. This is the only place where
+// reopen opens the namespace of attachments by the paths that their clients have told. This is the only place where
 // such a path is opened, and the cookie decides what it is worth.
-func (d *Daemon) reopen(list []*returning) (*netns.Namespace, error) {
-	var failure error
+func (d *Daemon) reopen(list []*returning) (found *netns.Namespace, err error) {
+	if list[0].Cookie == d.home.Cookie() {
+		return netns.Current()
+	}
+	var gone, failed error
 	for _, r := range list {
-		if r.Cookie == d.home.Cookie() {
-			return netns.Current()
-		}
 		ns, err := netns.Open(r.NetnsPath)
 		switch {
-		case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ESRCH), errors.Is(err, netns.ErrNotNetwork):
-			failure = errors.Join(failure, fmt.Errorf("%w: %w", errGone, err))
+		case isGone(err) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, netns.ErrNotNetwork):
+			gone = fmt.Errorf("%w: %w", errGone, err)
+			continue
 		case err != nil:
-			return nil, err
-		case ns.Cookie() == r.Cookie:
-			return ns, nil
-		default:
-			failure = errors.Join(failure, fmt.Errorf("%w: %s is another namespace", errGone, r.NetnsPath), ns.Close())
+			failed = err
+			continue
+		}
+		if r.seen = ns.Cookie() == r.Cookie; !r.seen {
+			gone = fmt.Errorf("%w: %s is another namespace", errGone, r.NetnsPath)
+		}
+		if r.seen && found == nil {
+			found = ns
+		} else if err := ns.Close(); err != nil {
+			failed = err
 		}
 	}
-	return nil, failure
+	if found != nil { // by one path at least
+		return found, nil
+	}
+	return nil, cmp.Or(failed, gone)
 }
 
 // takeOver attaches again what is in a state file.
@@ -196,5 +206,7 @@ func (d *Daemon) takeOver(ctx context.Context, i *iface, r *returning) {
 	}
 	a.settings = r.Settings
 	d.show(a)
-	d.watchEnd(a)
+	if err := d.watchEnd(a); isGone(err) && r.seen { // since it was opened
+		go d.ended(a)
+	}
 }

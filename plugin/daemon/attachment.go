@@ -140,7 +140,7 @@ func (d *Daemon) attach(ctx context.Context, t *target, r *api.Request, old *att
 	case a == nil:
 		a = d.subscribe(i, r.Attachment)
 		a.path, a.host, a.added = r.NetnsPath, r.Host, time.Now()
-		d.watchEnd(a)
+		_ = d.watchEnd(a)
 	case a.iface != i:
 		// The former sockets hold their groups until the new ones do; the namespace that they came from is closed.
 		defer d.closeJoins(a.key, a.joins)
@@ -328,14 +328,12 @@ func (a *attachment) undeclare(ctx context.Context, s *api.Settings) error {
 }
 
 // watchEnd has the attachment detached when its namespace ends. The path is only what the client says: if it does not lead
-// to the namespace from here, the end shows otherwise, by DEL or GC.
-func (d *Daemon) watchEnd(a *attachment) {
-	unwatch, err := d.names.watchNamespace(a.path, a.iface.netns, func() { d.ended(a) })
-	if err != nil {
+// to the namespace from here, which is logged, the end shows otherwise, by DEL or GC.
+func (d *Daemon) watchEnd(a *attachment) (err error) {
+	if a.unwatch, err = d.names.watchNamespace(a.path, a.iface.netns, func() { d.ended(a) }); err != nil {
 		d.log.Debug("end of the namespace not watched", "attachment", a.key, "err", err)
-		return
 	}
-	a.unwatch = unwatch
+	return err
 }
 
 // ended detaches an attachment whose namespace has ended, unless its DEL has come first.

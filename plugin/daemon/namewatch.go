@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -160,6 +161,12 @@ func (w *nameWatch) close() error {
 	err := w.inotify.Close()
 	<-w.ended
 	return err
+}
+
+// isGone tells whether an error of watch or watchNamespace means that the path does not lead there, and not that it
+// cannot be watched.
+func isGone(err error) bool {
+	return errors.Is(err, errOther) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH)
 }
 
 // processPath matches the network namespace of a process or a thread.

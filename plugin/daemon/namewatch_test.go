@@ -194,9 +194,12 @@ func TestWatchProcess(t *testing.T) {
 	if pid := <-gone; pid != b.Process.Pid {
 		t.Errorf("%d has ended", pid)
 	}
-	for _, path := range []string{"", "relative", "/proc/1/fd/3", fmt.Sprintf("/proc/%d/ns/net", a.Process.Pid), t.TempDir()} {
-		if _, err := w.watchNamespace(path, ns, func() {}); err == nil {
-			t.Errorf("%q is watched", path)
+	for path, gone := range map[string]bool{
+		"": false, "relative": false, "/proc/1/fd/3": false,
+		fmt.Sprintf("/proc/%d/ns/net", a.Process.Pid): true, t.TempDir(): true, filepath.Join(t.TempDir(), "none"): true,
+	} {
+		if _, err := w.watchNamespace(path, ns, func() {}); err == nil || isGone(err) != gone {
+			t.Errorf("%q: %v, says that it is gone: %v, want %v", path, err, !gone, gone)
 		}
 	}
 	select {
