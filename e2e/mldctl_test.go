@@ -572,6 +572,17 @@ func TestMldctlAttach(t *testing.T) {
 		s.waitReleased(c)
 	}
 
+	// An interface of the host, if that is said.
+	if _, complaint, code := s.mldctl("attach", "--host", "cni0", "--group", groupA.String(), "--mld-version", "1"); code != 0 {
+		t.Fatalf("attach --host: code %d, %s", code, complaint)
+	}
+	if _, ok := s.mdb(groupA)["cni0"]; !ok {
+		t.Errorf("attach --host: no entry: %v", s.mdb(groupA))
+	}
+	if _, complaint, code := s.mldctl("detach", "--host", "cni0"); code != 0 {
+		t.Errorf("detach --host: code %d, %s", code, complaint)
+	}
+
 	// What is refused, and what is degraded.
 	for _, tc := range []struct {
 		args []string
