@@ -260,8 +260,9 @@ func TestMldctlWatch(t *testing.T) {
 		}
 	}
 	// What was said, as tshark reads it.
+	heard := s.records(c, groupA)
 	for _, record := range []string{"TO_EX", "IS_EX", "TO_IN"} {
-		if heard := s.records(c, groupA); !slices.Contains(heard, record) {
+		if !slices.Contains(heard, record) {
 			t.Errorf("no record %s on the wire: %q", record, heard)
 		}
 	}

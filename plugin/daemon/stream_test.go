@@ -111,9 +111,9 @@ func TestList(t *testing.T) {
 // A watcher's end is noticed, and so is that of the daemon.
 func TestWatchEnds(t *testing.T) {
 	r := serve(t)
+	pod, _ := r.pod("c1")
 	before := r.settled()
 	lines, _, stop := r.stream(&api.Request{Op: api.OpWatch})
-	pod, _ := r.pod("c1")
 	r.add("lab", pod.Node(), settings(t, `"groups": ["%v"]`, first))
 	select {
 	case <-lines:
