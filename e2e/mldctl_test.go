@@ -260,8 +260,9 @@ func TestMldctlWatch(t *testing.T) {
 		}
 	}
 	// What was said, as tshark reads it.
+	heard := s.records(c, groupA)
 	for _, record := range []string{"TO_EX", "IS_EX", "TO_IN"} {
-		if heard := s.records(c, groupA); !slices.Contains(heard, record) {
+		if !slices.Contains(heard, record) {
 			t.Errorf("no record %s on the wire: %q", record, heard)
 		}
 	}
@@ -570,6 +571,17 @@ func TestMldctlAttach(t *testing.T) {
 			t.Errorf("detached again: code %d", code)
 		}
 		s.waitReleased(c)
+	}
+
+	// An interface of the host, if that is said.
+	if _, complaint, code := s.mldctl("attach", "--host", "cni0", "--group", groupA.String(), "--mld-version", "1"); code != 0 {
+		t.Fatalf("attach --host: code %d, %s", code, complaint)
+	}
+	if _, ok := s.mdb(groupA)["cni0"]; !ok {
+		t.Errorf("attach --host: no entry: %v", s.mdb(groupA))
+	}
+	if _, complaint, code := s.mldctl("detach", "--host", "cni0"); code != 0 {
+		t.Errorf("detach --host: code %d, %s", code, complaint)
 	}
 
 	// What is refused, and what is degraded.

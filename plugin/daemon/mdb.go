@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/seed-aaab8e3a/cni-mld/mld/bridge"
 	"github.com/seed-aaab8e3a/cni-mld/mld/netns"
@@ -15,9 +16,14 @@ import (
 // of an entry, such as of its time; a watcher, of what is forwarded.
 type table struct {
 	host  *netns.Namespace
-	ports map[int]tablePort // by index
-	seen  map[*iface]struct{}
+	ports map[int]tablePort    // by index
+	seen  map[*iface]struct{}  // those that are ports
+	tried map[*iface]time.Time // when it was found that they are none
 }
+
+// tryAgain is how long an interface that was no port is not looked at again: most changes of a database are about ports
+// that are nobody's.
+const tryAgain = time.Second
 
 type tablePort struct {
 	iface        *iface
@@ -48,7 +54,7 @@ func kindOf(e bridge.Entry) entryKind {
 
 // newTable knows what is there.
 func (d *Daemon) newTable(host *netns.Namespace) *table {
-	t := &table{host: host, ports: make(map[int]tablePort), seen: make(map[*iface]struct{})}
+	t := &table{host: host, ports: make(map[int]tablePort), seen: make(map[*iface]struct{}), tried: make(map[*iface]time.Time)}
 	t.look(d, true)
 	return t
 }
@@ -56,11 +62,14 @@ func (d *Daemon) newTable(host *netns.Namespace) *table {
 // look finds the ports of interfaces that have not been seen as ports yet, with the entries that are there if these need not
 // be told. An interface keeps its port for as long as it lives.
 func (t *table) look(d *Daemon, entries bool) {
+	now := time.Now()
 	maps.DeleteFunc(t.seen, func(i *iface, _ struct{}) bool { return !i.alive() })
+	maps.DeleteFunc(t.tried, func(_ *iface, at time.Time) bool { return now.Sub(at) > tryAgain })
 	d.mu.Lock()
 	var unseen []*iface
 	for _, i := range d.interfaces {
-		if _, seen := t.seen[i]; !seen {
+		_, seen := t.seen[i]
+		if _, tried := t.tried[i]; !seen && !tried {
 			unseen = append(unseen, i)
 		}
 	}
@@ -69,7 +78,8 @@ func (t *table) look(d *Daemon, entries bool) {
 	for _, i := range unseen {
 		p, err := s.port(i)
 		if err != nil || p == nil {
-			continue // it is none yet, or gone
+			t.tried[i] = now // it is none yet, or gone
+			continue
 		}
 		known := tablePort{i, p.bridge, p.name, make(map[entryKey]entryKind)}
 		if entries {

@@ -65,7 +65,6 @@ func (r *rig) all(request *api.Request) (list []*api.Line) {
 }
 
 func TestList(t *testing.T) {
-	t.Parallel()
 	r := serve(t)
 	if list := r.all(&api.Request{Op: api.OpList}); len(list) != 0 {
 		t.Errorf("of no attachments: %v", list)
@@ -111,11 +110,10 @@ func TestList(t *testing.T) {
 
 // A watcher's end is noticed, and so is that of the daemon.
 func TestWatchEnds(t *testing.T) {
-	t.Parallel()
 	r := serve(t)
+	pod, _ := r.pod("c1")
 	before := r.settled()
 	lines, _, stop := r.stream(&api.Request{Op: api.OpWatch})
-	pod, _ := r.pod("c1")
 	r.add("lab", pod.Node(), settings(t, `"groups": ["%v"]`, first))
 	select {
 	case <-lines:
@@ -143,7 +141,6 @@ func TestWatchEnds(t *testing.T) {
 
 // A watcher that does not read holds nobody up: it loses events.
 func TestSlowWatcher(t *testing.T) {
-	t.Parallel()
 	r := serve(t)
 	pod, _ := r.pod("c1")
 	r.add("lab", pod.Node(), settings(t, ``))
@@ -179,7 +176,6 @@ func TestSlowWatcher(t *testing.T) {
 
 // What cannot be done is answered, and leaves nothing open.
 func TestStreamRefused(t *testing.T) {
-	t.Parallel()
 	r := serve(t)
 	before := r.settled()
 	file := tempNetns(t)
@@ -204,7 +200,6 @@ func tempNetns(t *testing.T) *os.File {
 
 // A watcher is told whatever happens to an interface, one event after the other.
 func TestWatchEvents(t *testing.T) {
-	t.Parallel()
 	r := serve(t)
 	pod, peer := r.pod("c1")
 	w := r.listen(peer)

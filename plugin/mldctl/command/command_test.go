@@ -70,7 +70,7 @@ func (d *daemon) serve(conn *net.UnixConn) {
 		r.Close()
 		answer := d.answer
 		if r.Op == api.OpStatus {
-			answer = api.Answer{Status: &api.Status{Version: "v1.2", Binary: "/usr/sbin/mldd", PID: 42,
+			answer = api.Answer{Status: &api.Status{Version: "v1.2", Binary: "/usr/sbin/mldd", PID: 42, KeeperPID: 41,
 				Cgroup: "1:cpu:/x\n0::/system.slice/mldd.service", Netns: "net:[1]", Attachments: 2}}
 		}
 		if err := api.WriteAnswer(conn, &answer); err != nil {
@@ -121,7 +121,7 @@ var (
 func TestStatus(t *testing.T) {
 	d := newDaemon(t)
 	d.want(exitFine, `
-mldd v1.2, process 42, /usr/sbin/mldd in net:[1], cgroup /system.slice/mldd.service
+mldd v1.2, process 42 of 41, /usr/sbin/mldd in net:[1], cgroup /system.slice/mldd.service
 no attachments
 `, "status")
 	ready := &api.AttachmentStatus{
@@ -132,7 +132,7 @@ no attachments
 	}
 	d.lines = []*api.Line{{Attachment: ready}}
 	d.want(exitFine, `
-mldd v1.2, process 42, /usr/sbin/mldd in net:[1], cgroup /system.slice/mldd.service
+mldd v1.2, process 42 of 41, /usr/sbin/mldd in net:[1], cgroup /system.slice/mldd.service
 NETWORK  CONTAINER  INTERFACE  STATE  SINCE  MLD  KERNEL  QUERIER   HEARD  DECLARED  REPORTED  BRIDGE  PORT   REASON
 lab      c1         eth0       ready  3h     v2   mute    fe80::99  20s    3         5/7       cni0    veth1
 `, "status")
@@ -145,7 +145,7 @@ lab      c1         eth0       ready  3h     v2   mute    fe80::99  20s    3    
 		Attachment: c1, Interface: at, Since: now.Add(-90 * time.Second), State: api.StateEnded, Reason: "interface is gone",
 	}})
 	d.want(exitFailure, `
-mldd v1.2, process 42, /usr/sbin/mldd in net:[1], cgroup /system.slice/mldd.service
+mldd v1.2, process 42 of 41, /usr/sbin/mldd in net:[1], cgroup /system.slice/mldd.service
 NETWORK  CONTAINER      INTERFACE  STATE     SINCE  MLD  KERNEL  QUERIER   HEARD  DECLARED  REPORTED  BRIDGE  PORT   REASON
 lab      c1             eth0       ready     3h     v2   mute    fe80::99  20s    3         5/7       cni0    veth1
 lab      0123456789abc  eth0=net1  degraded  2d     v1   keep    -         -      0         0/0       -       -      the link is down
@@ -285,7 +285,7 @@ func TestJSON(t *testing.T) {
 	for command, want := range map[string]string{
 		"groups":  `{"groups":[]}`,
 		"version": `{"mldctl":"v1.0","mldd":"v1.2","protocol":1}`,
-		"status": `{"daemon":{"version":"v1.2","binary":"/usr/sbin/mldd","pid":42,"cgroup":"1:cpu:/x\n0::/system.slice/mldd.service",` +
+		"status": `{"daemon":{"version":"v1.2","binary":"/usr/sbin/mldd","pid":42,"keeper":41,"cgroup":"1:cpu:/x\n0::/system.slice/mldd.service",` +
 			`"netns":"net:[1]","selfStarted":false,"attachments":2},"attachments":[]}`,
 		"detach blue": `{"attachment":{"network":"mldctl","containerID":"blue","ifname":"eth0"}}`,
 	} {

@@ -78,8 +78,11 @@ func (t *tool) runStatus(ctx context.Context, w io.Writer, r *api.Request) error
 func (t *tool) printStatus(w io.Writer, doc *statusDocument) error {
 	d := doc.Daemon
 	by := ""
+	if d.KeeperPID != 0 {
+		by = fmt.Sprintf(" of %d", d.KeeperPID)
+	}
 	if d.SelfStarted {
-		by = ", started by mld"
+		by += ", started by mld"
 	}
 	fmt.Fprintf(w, "mldd %s, process %d%s, %s in %s, cgroup %s\n", d.Version, d.PID, by, d.Binary, d.Netns, cgroupText(d.Cgroup))
 	if len(doc.Attachments) == 0 {

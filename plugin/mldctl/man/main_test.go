@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -81,7 +82,7 @@ func TestPagesAreComplete(t *testing.T) {
 	}
 }
 
-// The pages written by hand know every flag of mldd and every key of a configuration.
+// The pages written by hand know every flag of mldd and every key of a configuration, as the README does.
 func TestPagesByHand(t *testing.T) {
 	texts := pages(t)
 	source, err := os.ReadFile(filepath.Join(root, "plugin/mldd/main.go"))
@@ -97,10 +98,21 @@ func TestPagesByHand(t *testing.T) {
 			t.Errorf("mldd.8 does not have %s", text)
 		}
 	}
-	keys := []string{"limits", "runDir", "autostart"} // not part of the settings
+	readme, err := os.ReadFile(filepath.Join(root, "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, _ := strings.Cut(string(readme), "### Configuration")
+	table, _, _ = strings.Cut(table, "###")
+	var keys []string
+	for _, row := range regexp.MustCompile("(?m)^\\| `(\\w+)` \\|").FindAllStringSubmatch(table, -1) {
+		keys = append(keys, row[1])
+	}
 	for _, f := range reflect.VisibleFields(reflect.TypeOf(api.Settings{})) {
 		key, _, _ := strings.Cut(f.Tag.Get("json"), ",")
-		keys = append(keys, key)
+		if !slices.Contains(keys, key) {
+			t.Errorf("the README has no row of %s", key)
+		}
 	}
 	for _, key := range keys {
 		if !strings.Contains(texts["mld.5"], "\n"+key+"\n") {
