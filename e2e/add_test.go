@@ -38,10 +38,16 @@ func BenchmarkAdd(b *testing.B) {
 	if err := chain.BuildPeers(ctx, s.bin); err != nil {
 		b.Fatal(err)
 	}
+	// In memory, where run directories are: the daemon syncs what it remembers to the disk.
+	dir, err := os.MkdirTemp("/run", "add-")
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = os.RemoveAll(dir) })
 	configs := map[string]chain.Config{
 		alone: {},
 		tuning: {Peer: map[string]any{
-			"type": "tuning", "dataDir": filepath.Join(s.dir, "tuning"),
+			"type": "tuning", "dataDir": filepath.Join(dir, "tuning"),
 			"sysctl": map[string]string{"net.ipv6.conf.IFNAME.accept_ra": "0"},
 		}},
 		noop: {Peer: map[string]any{"type": "noop"}},
@@ -52,8 +58,7 @@ func BenchmarkAdd(b *testing.B) {
 	chains := map[string]*chain.Chain{}
 	for _, name := range names {
 		c := configs[name]
-		c.Host, c.Bin, c.Dir, c.Bridge = s.Host(), s.bin, filepath.Join(s.dir, name), "cni0"
-		var err error
+		c.Host, c.Bin, c.Dir, c.Bridge = s.Host(), s.bin, filepath.Join(dir, name), "cni0"
 		if chains[name], err = chain.New(c); err != nil {
 			b.Fatal(err)
 		}
