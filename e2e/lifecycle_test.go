@@ -169,25 +169,8 @@ func (s *segment) waitEnd(pidfd *os.File) {
 func TestNamespaceIsNotPinned(t *testing.T) {
 	t.Parallel()
 	s := newSegment(t, quiet, map[string]any{"groups": []netip.Addr{groupA}})
-	ctx, cancel := context.WithCancel(t.Context())
-	process := s.Host().Command(ctx, "unshare", "-n", "sleep", "infinity")
-	if err := process.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := sync.OnceFunc(func() {
-		cancel()
-		_ = process.Wait() // killed
-	})
-	defer ended()
-	pid := strconv.Itoa(process.Process.Pid)
-	netns := "/proc/" + pid + "/ns/net"
-	s.wait("namespace of its own", func() (bool, string) {
-		name, err := os.ReadFile("/proc/" + pid + "/comm")
-		return string(name) == "sleep\n", fmt.Sprint(string(name), err)
-	})
-	s.run("ip", "link", "add", "far", "master", "cni0", "up", "type", "veth", "peer", "name", "eth0", "netns", pid)
-	s.run("nsenter", "--net="+netns, "ip", "link", "set", "dev", "eth0", "up")
-
+	p := s.startProcess("")
+	netns := p.netns
 	for _, command := range []string{"ADD", "DEL"} {
 		_, err := s.chain.Run(t.Context(), chain.Call{Command: command, ContainerID: "process", Netns: netns})
 		if err != nil {
@@ -195,11 +178,8 @@ func TestNamespaceIsNotPinned(t *testing.T) {
 		}
 		netns = "" // as containerd does
 	}
-	ended()
-	s.wait("end of the link", func() (bool, string) {
-		out, err := s.Host().Command(t.Context(), "ip", "link", "show", "dev", "far").CombinedOutput()
-		return err != nil, string(out)
-	})
+	p.end()
+	p.waitReleased()
 	if n := s.daemon().Attachments; n != 0 {
 		t.Errorf("the daemon has %d attachments, want none", n)
 	}

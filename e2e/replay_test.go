@@ -137,10 +137,7 @@ func TestReplay(t *testing.T) {
 
 				kill()
 				play(r.del)
-				s.wait("end of the link", func() (bool, string) { // and so of the namespace
-					out, err := s.Host().Command(t.Context(), "ip", "link", "show", "dev", p.port).CombinedOutput()
-					return err != nil, string(out)
-				})
+				p.waitReleased()
 				if ports := s.mdb(groupA); len(ports) > 0 {
 					t.Errorf("the MDB still has %v on %v", groupA, ports)
 				}
@@ -246,6 +243,15 @@ func (s *segment) startProcess(netns string) *process {
 		s.run("nsenter", "--net="+p.netns, "sh", "-c", command)
 	}
 	return p
+}
+
+// waitReleased waits until the namespace has ended, and the port with it.
+func (p *process) waitReleased() {
+	p.s.tb.Helper()
+	p.s.wait("end of the link", func() (bool, string) {
+		out, err := p.s.Host().Command(p.s.tb.Context(), "ip", "link", "show", "dev", p.port).CombinedOutput()
+		return err != nil, string(out)
+	})
 }
 
 // replay calls the plugin as a runtime does. It must succeed.

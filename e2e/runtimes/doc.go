@@ -11,7 +11,8 @@
 // it every daemon, shim and container ends, whatever happened to the tests, and the mounts and interfaces go with them.
 // /run is an empty file system there, and /etc, /opt, /usr and /var are covered by layers that take what is written,
 // so the runtimes find each other and the plugins under the paths that they have where they are installed. Cgroups
-// alone know no such end; all containers are in one of a name of its own, which is removed afterwards.
+// alone know no such end: all containers are in one of a name of its own, which is removed afterwards, and only stays,
+// empty, if the outermost process is killed by SIGKILL.
 //
 // # What a test is made of
 //

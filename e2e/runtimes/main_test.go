@@ -167,7 +167,12 @@ func mountAll() error {
 			return fmt.Errorf("mount %s: %w", dir, err)
 		}
 	}
-	return os.RemoveAll("/etc/cni/net.d")
+	for _, state := range []string{confDir, "/var/lib/cni", "/var/lib/containerd", "/var/lib/containers"} {
+		if err := os.RemoveAll(state); err != nil { // from this view alone
+			return err
+		}
+	}
+	return nil
 }
 
 // build builds the plugins, cnitool, the spy and the image.
