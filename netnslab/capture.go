@@ -324,17 +324,20 @@ func listOf(frames []Frame) string {
 }
 
 // Tshark runs tshark on the frames captured so far and returns what it prints, without the last newline. The
-// arguments follow -n -r FILE, such as "-Y", "icmpv6.type == 131", "-T", "fields", "-e", "ipv6.src". Without tshark
+// arguments follow -n -r -, such as "-Y", "icmpv6.type == 131", "-T", "fields", "-e", "ipv6.src". Without tshark
 // the test is skipped, see [Skip].
 func (c *Capture) Tshark(ctx context.Context, args ...string) string {
 	c.lab.tb.Helper()
 	if _, err := exec.LookPath("tshark"); err != nil {
 		Skip(c.lab.tb, "tshark is not installed")
 	}
-	if err := c.flush(); err != nil {
+	frames, err := c.contents()
+	if err != nil {
 		c.lab.fatalf("capture %s: %v", c.path, err)
 	}
-	out, err := c.lab.Host().Command(ctx, "tshark", append([]string{"-n", "-r", c.path}, args...)...).Output()
+	cmd := c.lab.Host().Command(ctx, "tshark", append([]string{"-n", "-r", "-"}, args...)...)
+	cmd.Stdin = bytes.NewReader(frames)
+	out, err := cmd.Output()
 	if err != nil {
 		c.lab.fatalf("tshark %q: %v", args, err)
 	}
@@ -345,6 +348,16 @@ func (c *Capture) flush() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return errors.Join(c.err, c.pcap.Flush())
+}
+
+// contents reads the file, while nothing is written to it, for that could be half a frame.
+func (c *Capture) contents() ([]byte, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := errors.Join(c.err, c.pcap.Flush()); err != nil {
+		return nil, err
+	}
+	return os.ReadFile(c.path)
 }
 
 // Path is the pcapng file. It is removed when the test ends well.
