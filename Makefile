@@ -21,7 +21,7 @@ RUNTIMES := containerd runc podman conmon
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help build man test race twin e2e-runtimes fuzz lint demo conformance bench bench-add tidy-check modules tools install clean
+.PHONY: help build man test race twin e2e-runtimes e2e-kernels fuzz lint demo conformance bench bench-add tidy-check modules tools install clean
 
 help: ## this list
 	@echo 'usage: make TARGET [VARIABLE=value]'
@@ -55,6 +55,11 @@ twin: tools modules ## hold the kernel's listener against ours; wants an idle ma
 
 e2e-runtimes: tools modules bin/runtimes ## run it under cnitool, containerd and podman; as root on Debian
 	cd e2e/runtimes && go mod download && go test -count=1 -timeout 10m -v $(TESTFLAGS) .
+
+# The kernels are Debian's, by the machine's apt, and stay in bin/kernels until make clean.
+e2e-kernels: TOOLS += qemu-system-x86_64:qemu-system-x86 xz:xz-utils
+e2e-kernels: tools modules ## run it on Linux 5.10, 6.1 and 6.12 in emulated machines; on Debian
+	go test -tags kernels -count=1 -timeout 60m -v $(TESTFLAGS) ./e2e/kernels
 
 # Unpacked with what they need and the machine lacks, and not installed: no daemon starts, and nothing of the machine
 # changes. Debian's root has links where a package may have a directory.

@@ -8,5 +8,9 @@
 //	init             the guest's first process
 //	guest            what is tested there and nowhere else
 //
-// `make e2e-kernels` runs it and prints what each kernel offers.
+// Beside guest, the tests of the packages that deal with the kernel run, but for some; kernels_test.go says which and why.
+//
+// `make e2e-kernels` runs it all and prints what each kernel has been found to offer. A part of it, of a minute or so:
+//
+//	make e2e-kernels TESTFLAGS='-run /6.1$ -guest.run=TestDeclared'
 package kernels

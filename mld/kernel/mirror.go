@@ -128,7 +128,7 @@ func dialRoute(ns *netns.Namespace) (c *netlink.Conn, err error) {
 // With a mute that was made for sources, the filters are told; else, or if there is no mute, every membership counts
 // as one of any source. Where the kernel has no events, the mirror takes the hints of a mute that was made with them,
 // or for sources, which tells a join when the kernel would have reported it and a leave within 100 ms of that; without
-// such a mute it reads the list every second.
+// such a mute, and in the kernel's MLDv1 mode, in which it may leave without a word, it reads the list every second.
 func OpenMirror(ns *netns.Namespace, ifindex int, mute *Mute) (*Mirror, error) {
 	m := &Mirror{
 		index: ifindex, stale: true,

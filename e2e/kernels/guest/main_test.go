@@ -23,7 +23,7 @@ import (
 func TestMain(m *testing.M) { netnslab.Main(m) }
 
 // patience is the ceiling of every wait for what is sure to come soon; the guest is slow.
-const patience = 30 * time.Second
+const patience = 15 * time.Second
 
 // Where applications talk, and how much they say.
 const (
@@ -38,6 +38,8 @@ var (
 	groupS = netip.MustParseAddr("ff3e::8000:1") // source-specific: declared, with delivery
 	groupT = netip.MustParseAddr("ff3e::8000:2") // declared, without
 	groupU = netip.MustParseAddr("ff3e::8000:3") // an application's
+
+	allNodes = mld.AllNodes
 
 	goodAddr = netip.MustParseAddr("fd00:1::a10") // sends what is wanted
 	badAddr  = netip.MustParseAddr("fd00:1::a66") // sends what is not
@@ -69,7 +71,7 @@ func newSegment(tb testing.TB, version int, keys map[string]any) *segment {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	s.chain, err = chain.New(chain.Config{Host: s.Host(), Bin: "/bin", Dir: dir, Bridge: "cni0", MLD: keys})
+	s.chain, err = chain.New(chain.Config{Host: s.Host(), Bin: "/opt/cni/bin", Dir: dir, Bridge: "cni0", MLD: keys})
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -109,10 +111,13 @@ func (s *segment) add(name string) *netnslab.Endpoint {
 	return e
 }
 
-// query sends a General Query of the bridge.
+// routerAddr is whom queries come from. It is higher than the bridge's, so that the bridge remains the querier (B12).
+var routerAddr = netip.MustParseAddr("fe80::8000:0:0:1")
+
+// query sends a General Query, in the version of the bridge, by which everything is reported at once.
 func (s *segment) query() {
 	s.tb.Helper()
-	s.bridge.SendPacket(mld.AppendQuery(nil, s.bridge.LinkLocal(), allNodes, mld.Query{
+	s.bad.SendPacket(mld.AppendQuery(nil, routerAddr, allNodes, mld.Query{
 		Version: s.version, MulticastAddress: netip.IPv6Unspecified(), MaxResponseCode: 100, QRV: 2, QQIC: 125,
 	}))
 }
@@ -186,8 +191,6 @@ func (s *segment) arriving(e *netnslab.Endpoint, groups ...netip.Addr) map[flow]
 	}
 	return count(at, groups)
 }
-
-var allNodes = netip.MustParseAddr("ff02::1")
 
 func isData(f netnslab.Frame) bool {
 	packet := f.IPv6()

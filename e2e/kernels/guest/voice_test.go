@@ -94,7 +94,10 @@ func (s *segment) settle(c *netnslab.Capture) {
 // A killed daemon takes the mute with it: the kernel answers for the application's groups.
 func TestKilledDaemon(t *testing.T) {
 	s := newSegment(t, 2, map[string]any{"groups": []any{groupA}, "mldVersion": 1})
-	alice := s.add("alice")
+	alice := s.connect("alice")
+	if err := s.call("ADD", alice); err != nil {
+		t.Fatal(err)
+	}
 	alice.Join(groupC)
 	s.waitEntries(alice, bridge.Flow{Group: groupC})
 	if err := s.chain.Kill(t.Context()); err != nil {

@@ -17,7 +17,7 @@ import (
 // Where the host has put what the guest needs. Both are sorted by name.
 const (
 	modules = "/modules/*" // in an order in which each finds what it depends on
-	tests   = "/tests/*"   // the arguments of a test: a program of /bin and its flags
+	tests   = "/tests/*"   // the arguments of a test: a program and its flags
 )
 
 // patience bounds how long one program may take; the host bounds them all.
