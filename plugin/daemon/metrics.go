@@ -2,6 +2,8 @@ package daemon
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -19,25 +21,24 @@ const maxAsked = 16
 type metrics struct {
 	daemon *Daemon
 
-	build, attachments, degraded, interfaces          *prometheus.Desc // of the daemon
+	build, attachments, interfaces                    *prometheus.Desc // of the daemon
 	received, sent, rejected                          *prometheus.Desc // of an interface, as all below
 	suppressed, muted, sendErrors, groups, unreported *prometheus.Desc
 }
 
 // Metrics returns what Prometheus may collect: a few series for the daemon, and for each interface some that are labelled
-// with the container and the interface's name. None has a label that a packet or an application can choose.
+// with its first attachment. None has a label that a packet or an application can choose.
 func (d *Daemon) Metrics() prometheus.Collector {
 	desc := func(name, help string, labels ...string) *prometheus.Desc {
 		return prometheus.NewDesc("mld_"+name, help, labels, nil)
 	}
 	of := func(name, help string, labels ...string) *prometheus.Desc {
-		return desc(name, help, append([]string{"container", "interface"}, labels...)...)
+		return desc(name, help, append([]string{"network", "container", "interface"}, labels...)...)
 	}
 	return &metrics{
 		daemon:      d,
 		build:       desc("build_info", "Version of mldd; always 1.", "version"),
 		attachments: desc("attachments", "Attachments."),
-		degraded:    desc("attachments_degraded", "Attachments that were not ready when ADD returned."),
 		interfaces:  desc("interfaces", "Interfaces with a listener."),
 		received:    of("messages_received_total", "MLD messages heard and accepted.", "type"),
 		sent:        of("messages_sent_total", "MLD messages sent.", "type"),
@@ -52,7 +53,7 @@ func (d *Daemon) Metrics() prometheus.Collector {
 
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(descs chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{m.build, m.attachments, m.degraded, m.interfaces, m.received, m.sent, m.rejected,
+	for _, d := range []*prometheus.Desc{m.build, m.attachments, m.interfaces, m.received, m.sent, m.rejected,
 		m.suppressed, m.muted, m.sendErrors, m.groups, m.unreported} {
 		descs <- d
 	}
@@ -64,34 +65,27 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 		out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(n), labels...)
 	}
 	d := m.daemon
-	keys := make(map[*iface]api.Attachment) // which names an interface: the first of its attachments
-	degraded := 0
 	d.mu.Lock()
-	attachments, interfaces := len(d.attachments), len(d.interfaces)
-	for _, a := range d.attachments {
-		if a.degraded != "" {
-			degraded++
-		}
-		if key, ok := keys[a.iface]; !ok || compareKeys(a.key, key) < 0 {
-			keys[a.iface] = a.key
-		}
-	}
+	attachments, interfaces := len(d.attachments), slices.Collect(maps.Values(d.interfaces))
 	d.mu.Unlock()
 	gauge(m.build, 1, d.cfg.Version)
 	gauge(m.attachments, attachments)
-	gauge(m.degraded, degraded)
-	gauge(m.interfaces, interfaces)
+	gauge(m.interfaces, len(interfaces))
 
 	ctx, cancel := context.WithTimeout(context.Background(), workTimeout)
 	defer cancel()
 	var asked sync.WaitGroup
 	places := make(chan struct{}, maxAsked)
-	for i, key := range keys {
+	for _, i := range interfaces {
+		names := i.shown.Load().attachments
+		if len(names) == 0 {
+			continue // on its way out
+		}
 		places <- struct{}{}
 		asked.Go(func() {
 			defer func() { <-places }()
 			if s, err := i.agent.State(ctx); err == nil {
-				m.collect(out, s, key.ContainerID, key.IfName)
+				m.collect(out, s, names[0])
 			}
 		})
 	}
@@ -99,9 +93,10 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 }
 
 // collect tells of one interface.
-func (m *metrics) collect(out chan<- prometheus.Metric, s agent.State, container, name string) {
+func (m *metrics) collect(out chan<- prometheus.Metric, s agent.State, of api.Attachment) {
+	name := []string{of.Network, of.ContainerID, of.IfName}
 	count := func(desc *prometheus.Desc, n uint64, labels ...string) {
-		out <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(n), append([]string{container, name}, labels...)...)
+		out <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(n), append(slices.Clip(name), labels...)...)
 	}
 	count(m.received, s.Counters.QueriesHeard, "query")
 	count(m.received, s.Counters.ReportsHeard, "report")
@@ -125,7 +120,6 @@ func (m *metrics) collect(out chan<- prometheus.Metric, s agent.State, container
 		}
 	}
 	for desc, n := range map[*prometheus.Desc]int{m.groups: groups, m.unreported: unreported} {
-		out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(n), container, name)
+		out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(n), name...)
 	}
 }
-
