@@ -73,7 +73,9 @@ func TestWorkerReplaced(t *testing.T) {
 				})
 				alice, bob, sender := s.add("alice"), s.connect("bob"), s.connect("sender")
 				alice.eth0.Join(groupC)
-				s.wait("entries", func() (bool, string) { return s.inMDB(groupA, alice) && s.inMDB(groupB, alice) && s.inMDB(groupC, alice), "" })
+				s.wait("entries", func() (bool, string) {
+					return s.inMDB(groupA, alice) && s.inMDB(groupB, alice) && s.inMDB(groupC, alice), ""
+				})
 				s.bridge.WaitQuerying(t.Context())
 				application, other := alice.eth0.Receive(port), bob.eth0.Receive(port)
 				onAlice := alice.eth0.Capture()

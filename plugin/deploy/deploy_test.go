@@ -4,9 +4,11 @@ package deploy
 import (
 	"bytes"
 	"context"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -55,5 +57,50 @@ func TestHardening(t *testing.T) {
 	service, _ := units(t)
 	if out, err := analyze(t, "security", "--offline=true", "--threshold=40", service); err != nil {
 		t.Errorf("exposed more than 4.0: %v\n%s", err, out)
+	}
+}
+
+// TestInstall: what is installed is complete, the units among it start what is installed, and nothing is left of it afterwards.
+func TestInstall(t *testing.T) {
+	dest := t.TempDir()
+	run := func(target string) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, "make", target, "DESTDIR="+dest, "PREFIX=/usr/lib/cni")
+		cmd.Dir = "../.."
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("make %s: %v\n%s", target, err, out)
+		}
+	}
+	files := func() (list []string) {
+		if err := filepath.WalkDir(dest, func(path string, d fs.DirEntry, err error) error {
+			if err == nil && !d.IsDir() {
+				list = append(list, strings.TrimPrefix(path, dest))
+			}
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return list
+	}
+	run("install")
+	list := files()
+	for _, want := range []string{
+		"/usr/lib/cni/bin/mld", "/usr/lib/cni/bin/mldd", "/usr/local/bin/mldctl", "/usr/local/share/man/man1/mldctl-groups.1",
+		"/usr/local/share/man/man5/mld.5", "/usr/local/share/man/man8/mldd.8", "/usr/local/lib/systemd/system/mldd.socket",
+		"/usr/local/lib/systemd/system/mldd.service",
+	} {
+		if !slices.Contains(list, want) {
+			t.Errorf("not installed: %s", want)
+		}
+	}
+	service, err := os.ReadFile(filepath.Join(dest, "/usr/local/lib/systemd/system/mldd.service"))
+	if err != nil || !bytes.Contains(service, []byte("\nExecStart=/usr/lib/cni/bin/mldd\n")) {
+		t.Errorf("%v: %s", err, service)
+	}
+	run("uninstall")
+	if left := files(); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
 	}
 }

@@ -24,17 +24,23 @@ const (
 )
 
 // listenMetrics opens the place where metrics are served: HOST:PORT, or the absolute path of a unix socket, which takes
-// the place of a former one.
-func listenMetrics(address string) (net.Listener, error) {
-	if !strings.HasPrefix(address, "/") {
-		return net.Listen("tcp", address)
-	}
-	if info, err := os.Lstat(address); err == nil && info.Mode().Type() == fs.ModeSocket {
-		if err := os.Remove(address); err != nil {
-			return nil, err
+// the place of a former one. An empty address means none.
+func listenMetrics(address string) (l net.Listener, err error) {
+	switch {
+	case address == "":
+		return nil, nil
+	case strings.HasPrefix(address, "/"):
+		if info, err := os.Lstat(address); err == nil && info.Mode().Type() == fs.ModeSocket {
+			_ = os.Remove(address) // if it cannot be, listening fails and says so
 		}
+		l, err = net.Listen("unix", address)
+	default:
+		l, err = net.Listen("tcp", address)
 	}
-	return net.Listen("unix", address)
+	if err != nil {
+		return nil, fmt.Errorf("--metrics %s: must be HOST:PORT or the absolute path of a unix socket, and free: %w", address, err)
+	}
+	return l, nil
 }
 
 // serveMetrics serves /metrics until ctx is done, and closes l.
