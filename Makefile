@@ -6,6 +6,7 @@ INSTALL ?= 1
 PREFIX ?= /opt/cni
 BINDIR ?= /usr/local/bin
 MANDIR ?= /usr/local/share/man
+UNITDIR ?= /usr/local/lib/systemd/system
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 
 GOLANGCI_VERSION := v2.12.2
@@ -13,6 +14,7 @@ GOLANGCI := bin/tools/golangci-lint-$(GOLANGCI_VERSION)
 
 # program:package of Debian, for what the tests run beside Go; util-linux is always there
 TOOLS := ip:iproute2 bridge:iproute2 tshark:tshark nft:nftables
+test race: TOOLS += systemd-analyze:systemd
 
 # Debian's packages that e2e-runtimes unpacks
 RUNTIMES := containerd runc podman conmon
@@ -21,7 +23,7 @@ RUNTIMES := containerd runc podman conmon
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help build man test race twin e2e-runtimes e2e-kernels fuzz lint demo conformance bench bench-add tidy-check modules tools install clean
+.PHONY: help build man test race twin e2e-runtimes e2e-kernels fuzz lint demo conformance bench bench-add tidy-check modules tools install uninstall clean
 
 help: ## this list
 	@echo 'usage: make TARGET [VARIABLE=value]'
@@ -32,7 +34,7 @@ help: ## this list
 	@echo '  TESTFLAGS=        more flags for test and race, such as "-run TestV1_14 -v"'
 	@echo '  INSTALL=0         only name the missing programs, even as root'
 	@echo '  PREFIX=/opt/cni   install mld and mldd into $$(DESTDIR)$$(PREFIX)/bin'
-	@echo '  BINDIR, MANDIR    and mldctl and the manual pages into /usr/local/bin and /usr/local/share/man'
+	@echo '  BINDIR, MANDIR, UNITDIR  and the rest into /usr/local/bin, /usr/local/share/man, /usr/local/lib/systemd/system'
 
 # The version says which commit it is; asking git a second time fails where the tree belongs to another user.
 build: ## build the static programs bin/mld, bin/mldd and bin/mldctl
@@ -137,7 +139,7 @@ tools: ## install the programs that the tests call, or name the missing ones
 	$$install </dev/null || { echo 'apt-get update'; apt-get update && echo "$$install" && $$install </dev/null; }
 
 # Renamed into place: a program that is running cannot be written to.
-install: build man ## install the programs, for CNI and for you, and their manual pages
+install: build man ## install the programs, for CNI and for you, their manual pages, and units for systemd
 	install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(BINDIR)'
 	for program in '$(PREFIX)/bin/mld' '$(PREFIX)/bin/mldd' '$(BINDIR)/mldctl'; do \
 		to="$(DESTDIR)$$(dirname "$$program")" name="$$(basename "$$program")"; \
@@ -146,6 +148,14 @@ install: build man ## install the programs, for CNI and for you, and their manua
 	for page in bin/man/*; do \
 		install -D -m 0644 "$$page" "$(DESTDIR)$(MANDIR)/man$${page##*.}/$$(basename "$$page")" || exit 1; \
 	done
+	install -d '$(DESTDIR)$(UNITDIR)'
+	sed 's,/opt/cni,$(PREFIX),' plugin/deploy/systemd/mldd.service >'$(DESTDIR)$(UNITDIR)/mldd.service'
+	install -m 0644 plugin/deploy/systemd/mldd.socket '$(DESTDIR)$(UNITDIR)/mldd.socket'
+
+uninstall: ## remove what install has installed
+	rm -f '$(DESTDIR)$(PREFIX)/bin/mld' '$(DESTDIR)$(PREFIX)/bin/mldd' '$(DESTDIR)$(BINDIR)/mldctl'
+	rm -f '$(DESTDIR)$(UNITDIR)/mldd.service' '$(DESTDIR)$(UNITDIR)/mldd.socket'
+	rm -f '$(DESTDIR)$(MANDIR)/man5/mld.5' '$(DESTDIR)$(MANDIR)/man8/mldd.8' '$(DESTDIR)$(MANDIR)'/man1/mldctl*.1
 
 clean: ## remove what was built
 	rm -rf bin

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -38,6 +39,7 @@ var arrows = map[string][]string{
 	"plugin":        {"plugin/api"},
 	"plugin/api":    {"mld"},
 	"plugin/daemon": {"mld/agent", "mld/bridge", "plugin/api"},
+	"plugin/deploy": {},
 	"plugin/mldctl": {"plugin/mldctl/command"},
 	"plugin/keeper": {},
 	"plugin/mldd":   {"plugin/daemon", "plugin/keeper"},
@@ -251,3 +253,84 @@ func walkGo(t *testing.T, visit func(file string, f *ast.File, fset *token.FileS
 		t.Fatal(err)
 	}
 }
+
+// Every code and every mark has its place in the catalogue of errors, and nothing stands there that does not exist.
+func TestErrorsAreCatalogued(t *testing.T) {
+	page, err := os.ReadFile(filepath.Join(root, "plugin/ERRORS.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	constants := make(map[string]string) // name to value
+	for _, file := range []string{"plugin/api/codes.go", "plugin/api/stream.go"} {
+		f, err := parser.ParseFile(token.NewFileSet(), filepath.Join(root, file), nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(f, func(n ast.Node) bool {
+			if v, ok := n.(*ast.ValueSpec); ok && len(v.Values) == 1 {
+				if value, ok := v.Values[0].(*ast.BasicLit); ok {
+					constants[v.Names[0].Name] = strings.Trim(value.Value, `"`)
+				}
+			}
+			return true
+		})
+	}
+	codes, marks := 0, 0
+	for name, value := range constants {
+		switch {
+		case strings.HasPrefix(name, "Code"):
+			codes++
+			if !strings.Contains(string(page), "\n| "+value+" | ") {
+				t.Errorf("plugin/ERRORS.md: no row for code %s (%s)", value, name)
+			}
+		case strings.HasPrefix(name, "Mark"):
+			marks++
+			if !strings.Contains(string(page), "`"+value+"`") {
+				t.Errorf("plugin/ERRORS.md: no row for the mark %s (%s)", value, name)
+			}
+		}
+	}
+	if codes < 4 || marks < 15 {
+		t.Errorf("%d codes and %d marks found: look at where they are declared", codes, marks)
+	}
+	// The texts are those of the programs: every piece of one between what is cut out and what stands for something else.
+	var literals []string
+	walkGo(t, func(file string, f *ast.File, _ *token.FileSet) {
+		if strings.HasSuffix(file, "_test.go") {
+			return
+		}
+		ast.Inspect(f, func(n ast.Node) bool {
+			if l, ok := n.(*ast.BasicLit); ok && l.Kind == token.STRING {
+				literals = append(literals, l.Value)
+			}
+			return true
+		})
+	})
+	texts := 0
+	for _, row := range strings.Split(string(page), "\n") {
+		cells := strings.Split(row, " | ")
+		if len(cells) != 4 || cells[0] == "| code" { // the marks have three
+			continue
+		}
+		for i, text := range strings.Split(cells[1], "`") {
+			if i%2 == 0 {
+				continue // between two texts
+			}
+			for _, piece := range pieces.Split(text, -1) {
+				if piece = strings.TrimSpace(piece); len(piece) < 8 {
+					continue
+				}
+				texts++
+				if !slices.ContainsFunc(literals, func(l string) bool { return strings.Contains(l, piece) }) {
+					t.Errorf("plugin/ERRORS.md: %q of %q is said nowhere", piece, text)
+				}
+			}
+		}
+	}
+	if texts < 25 {
+		t.Errorf("%d texts found: look at how the page's rows are read", texts)
+	}
+}
+
+// pieces are what separates the pieces of a text in the catalogue.
+var pieces = regexp.MustCompile(`…|"?\b(IF|PORT|BRIDGE|KEY|VALUE|N|M)\b"?|[":=]`)

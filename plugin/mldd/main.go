@@ -31,6 +31,7 @@ func main() {
 	runDir := flags.String("run-dir", api.DefaultRunDir, "`directory` of the socket, the lock and the state files")
 	maxGroups := flags.Int("max-groups", daemon.DefaultMaxGroups, "how many groups an attachment may declare, at least 1")
 	maxSources := flags.Int("max-sources", daemon.DefaultMaxSources, "how many sources the groups of an attachment may have together, at least 1")
+	metrics := flags.String("metrics", "", "serve metrics for Prometheus at `address`, which is HOST:PORT or the path of a unix socket, to anybody who connects")
 	logLevel := slog.LevelInfo
 	flags.TextVar(&logLevel, "log-level", slog.LevelInfo, "log messages of this `level` and above: debug, info, warn, error")
 	selfStarted := flags.Bool("self-started", false, "for mld: report readiness on descriptor 3, end when idle for a minute")
@@ -65,7 +66,7 @@ func main() {
 			MaxGroups:   *maxGroups,
 			MaxSources:  *maxSources,
 			Logger:      logger,
-		}))
+		}, *metrics))
 	}
 	var ready *os.File
 	if *selfStarted {

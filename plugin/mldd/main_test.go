@@ -93,8 +93,8 @@ type process struct {
 	stderr bytes.Buffer
 }
 
-// start starts mldd as the plugin does, and waits until it is ready.
-func start(t *testing.T) *process {
+// start starts mldd as the plugin does, with some more arguments, and waits until it is ready.
+func start(t *testing.T, args ...string) *process {
 	t.Helper()
 	lab := netnslab.New(t)
 	dir, err := os.MkdirTemp("", "mldd")
@@ -102,7 +102,7 @@ func start(t *testing.T) *process {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	p := &process{t: t, lab: lab, runDir: dir, Cmd: command(t, lab.Host(), "-run-dir", dir, "-self-started")}
+	p := &process{t: t, lab: lab, runDir: dir, Cmd: command(t, lab.Host(), append(args, "-run-dir", dir, "-self-started")...)}
 	p.Stderr = &p.stderr
 	ready := p.readiness()
 	if err := p.Start(); err != nil {

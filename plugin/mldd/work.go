@@ -16,8 +16,9 @@ import (
 // idleExit is how long a self-started daemon stays when its last attachment has gone.
 const idleExit = time.Minute
 
-// work is the worker: it serves until a signal comes, and returns the exit code.
-func work(cfg daemon.Config) int {
+// work is the worker: it serves until a signal comes, and returns the exit code. metrics is where it serves metrics, if not
+// empty.
+func work(cfg daemon.Config, metrics string) int {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
 	ctx, cancel := context.WithCancelCause(context.Background())
@@ -38,9 +39,16 @@ func work(cfg daemon.Config) int {
 		w.Wait()
 		os.Exit(exitFailure) // with all that is open, as if killed: nobody is left to keep it
 	}()
-	d, err := open(cfg, w)
+	var d *daemon.Daemon
+	l, err := listenMetrics(metrics)
+	if err == nil {
+		d, err = open(cfg, w)
+	}
 	say(w.Ready, err)
 	if err == nil {
+		if l != nil {
+			go serveMetrics(ctx, l, d.Metrics(), cfg.Logger)
+		}
 		err = d.Serve(ctx)
 	}
 	switch {
