@@ -25,11 +25,9 @@ const (
 	ours   = "mld"
 )
 
-// The goals for the median, as a part of what the other plugin adds to the chain.
-const (
-	goalTuning = 0.65
-	goalCall   = 1.3
-)
+// goalCall is the goal for the median, as a part of what the plugin with one call adds to the chain. What tuning adds is
+// no more than what the plugin that does nothing adds, to start a process: that there is little to win is told beside.
+const goalCall = 1.3
 
 // BenchmarkAdd measures what mld adds to a chain, its daemon at work already and readiness apart, beside its peers.
 func BenchmarkAdd(b *testing.B) {
@@ -81,9 +79,10 @@ func BenchmarkAdd(b *testing.B) {
 		}
 		b.Logf("ADD\n%s\nDEL\n%s", adds.table(), dels.table())
 		b.ReportMetric(0, "ns/op")
-		hold(b, "ADD-mld/tuning", adds.added(ours, alone), adds.added(tuning, alone), goalTuning)
+		tell(b, "ADD-mld/tuning", adds.added(ours, alone), adds.added(tuning, alone))
+		tell(b, "ADD-noop/tuning", adds.added(noop, alone), adds.added(tuning, alone))
 		hold(b, "ADD-mld/call", adds.added(ours, alone), adds.added(call, alone), goalCall)
-		hold(b, "DEL-mld/tuning", dels.added(ours, alone), dels.added(tuning, alone), goalTuning)
+		tell(b, "DEL-mld/tuning", dels.added(ours, alone), dels.added(tuning, alone))
 		hold(b, "DEL-mld/call", dels.added(ours, alone), dels.added(call, alone), goalCall)
 	})
 	b.Run("Plugin", func(b *testing.B) {
@@ -102,7 +101,8 @@ func BenchmarkAdd(b *testing.B) {
 		}
 		b.Logf("ADD\n%s\nDEL\n%s", adds.table(), dels.table())
 		b.ReportMetric(0, "ns/op")
-		hold(b, "ADD-mld/tuning", adds.median(ours), adds.median(tuning), goalTuning)
+		tell(b, "ADD-mld/tuning", adds.median(ours), adds.median(tuning))
+		tell(b, "ADD-noop/tuning", adds.median(noop), adds.median(tuning))
 		hold(b, "ADD-mld/call", adds.median(ours), adds.median(call), goalCall)
 	})
 	b.Run("Call", func(b *testing.B) { s.measureCall(b) })

@@ -76,12 +76,17 @@ func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Mi
 // slack is what a median may miss its goal by, for the machine is not ours alone.
 const slack = 1.25
 
+// tell reports a ratio.
+func tell(b *testing.B, what string, d, of time.Duration) float64 {
+	ratio := float64(d) / float64(of)
+	b.ReportMetric(ratio, what)
+	return ratio
+}
+
 // hold reports a ratio and fails where it misses its goal.
 func hold(b *testing.B, what string, d, of time.Duration, goal float64) {
 	b.Helper()
-	ratio := float64(d) / float64(of)
-	b.ReportMetric(ratio, what)
-	if ratio > goal*slack {
+	if ratio := tell(b, what, d, of); ratio > goal*slack {
 		b.Errorf("%s: %v / %v = %.2f: the goal is %.2f", what, d, of, ratio, goal)
 	}
 }
