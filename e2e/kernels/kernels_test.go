@@ -32,7 +32,7 @@ type kernel struct {
 }
 
 var kernels = []kernel{
-	{"5.10", "bullseye", map[string]string{"changes": "polling", "reports": "keep", "cookie": "own"}},
+	{"5.10", "bullseye", map[string]string{"changes": "polling", "reports": "keep", "cookie": "inode"}},
 	{"6.1", "bookworm", map[string]string{"changes": "hints", "reports": "mute", "cookie": "kernel"}},
 	{"6.12", "trixie", map[string]string{"changes": "hints", "reports": "mute", "cookie": "kernel"}},
 }
