@@ -18,8 +18,5 @@
 //
 // A process that imports this package has its main goroutine on its first thread for good.
 //
-// Cookie says which namespace it is. On Linux 5.14 or later it is the kernel's own number; before that it is one of this
-// process's, which is good for telling namespaces apart and means nothing to another process.
-//
 // An open Namespace pins the namespace, and with it the interfaces in it: Close is not optional.
 package netns

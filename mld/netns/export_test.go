@@ -6,10 +6,3 @@ func WithoutCookies() (restore func()) {
 	cookieOption = 1 << 20
 	return func() { cookieOption = real }
 }
-
-// Numbers is how many namespaces have a number in place of a cookie.
-func Numbers() int {
-	numbers.Lock()
-	defer numbers.Unlock()
-	return len(numbers.held)
-}

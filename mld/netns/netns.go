@@ -19,7 +19,6 @@ var ErrNotNetwork = errors.New("not a network namespace")
 type Namespace struct {
 	file   *os.File
 	cookie uint64
-	number *number // in place of a cookie of the kernel's
 }
 
 // Open opens the network namespace at path, such as /run/netns/pod or /proc/42/ns/net.
@@ -51,7 +50,7 @@ func FromFile(f *os.File) (*Namespace, error) {
 		return err
 	})
 	if errors.Is(err, unix.ENOPROTOOPT) {
-		err = ns.takeNumber()
+		ns.cookie, err = inode(f)
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
@@ -79,6 +78,9 @@ func checkNetwork(f *os.File) error {
 	return nil
 }
 
+// cookieOption is the socket option that tells the cookie (Linux 5.14); a test takes it away.
+var cookieOption = unix.SO_NETNS_COOKIE
+
 func currentCookie() (uint64, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -92,23 +94,27 @@ func currentCookie() (uint64, error) {
 	return cookie, nil
 }
 
+// inode returns the number of the file's inode. All namespaces are in one file system.
+func inode(f *os.File) (uint64, error) {
+	var stat unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &stat); err != nil {
+		return 0, fmt.Errorf("network namespace %s: %w", f.Name(), err)
+	}
+	return stat.Ino, nil
+}
+
 // Cookie is the kernel's number for the namespace. It is never given to another namespace until the machine
 // restarts, unlike an inode number or a path.
 //
-// Before Linux 5.14 the kernel has none, and it is a number of this process's: the same for every Namespace of the
-// namespace while one of them is open, and never given to another. The next process has others.
+// Before Linux 5.14 the kernel has none, and it is the inode number: that of no other namespace as long as this one
+// lives, and so as long as a Namespace of it is open. Afterwards another one may get it.
 func (n *Namespace) Cookie() uint64 { return n.cookie }
 
 // File is the descriptor, for handing it to another process. It still belongs to n.
 func (n *Namespace) File() *os.File { return n.file }
 
 // Close lets go of the namespace.
-func (n *Namespace) Close() error {
-	if n.number != nil {
-		return n.giveBack()
-	}
-	return n.file.Close()
-}
+func (n *Namespace) Close() error { return n.file.Close() }
 
 // Do runs fn inside the namespace and returns its error. A call costs 5 µs. fn has a thread to itself, so it must be
 // short; goroutines that it starts are not inside. Calls may run side by side.

@@ -134,6 +134,14 @@ func TestDoSurvivesGoexit(t *testing.T) {
 }
 
 func TestCookie(t *testing.T) {
+	t.Run("the kernel's", testCookie)
+	t.Run("in place of the kernel's", func(t *testing.T) { // before Linux 5.14
+		defer netns.WithoutCookies()()
+		testCookie(t)
+	})
+}
+
+func testCookie(t *testing.T) {
 	lab := netnslab.New(t)
 	node := lab.Node("node")
 	again, err := netns.Open(node.Path())
@@ -146,44 +154,6 @@ func TestCookie(t *testing.T) {
 	}
 	if node.Netns().Cookie() == lab.Host().Netns().Cookie() {
 		t.Error("two namespaces have one cookie")
-	}
-}
-
-// Without the kernel's cookies a namespace has a number that nothing else gets, not even what gets its inode.
-func TestCookieWithoutTheKernels(t *testing.T) {
-	defer netns.WithoutCookies()()
-	before := netns.Numbers()
-	cookies, inodes := map[uint64]bool{}, map[uint64]bool{}
-	const enough = 100
-	for i, again := 0, false; !again && i < enough; i++ {
-		t.Run("", func(t *testing.T) { // the lab's namespaces end with it
-			lab := netnslab.New(t)
-			node := lab.Node("node")
-			ns := node.Netns()
-			if cookies[ns.Cookie()] || ns.Cookie() == lab.Host().Netns().Cookie() {
-				t.Errorf("cookie %d a second time", ns.Cookie())
-			}
-			cookies[ns.Cookie()] = true
-			ino := inodeOf(t, int(ns.File().Fd()))
-			again = inodes[ino]
-			inodes[ino] = true
-			for range 2 {
-				other, err := netns.Open(node.Path())
-				if err != nil {
-					t.Fatal(err)
-				}
-				if other.Cookie() != ns.Cookie() {
-					t.Errorf("opened again: cookie %d, want %d", other.Cookie(), ns.Cookie())
-				}
-				if err := errors.Join(other.Close(), other.Close()); !errors.Is(err, os.ErrClosed) {
-					t.Errorf("closed twice: %v", err)
-				}
-			}
-		})
-	}
-	t.Logf("%d namespaces, %d inodes", len(cookies), len(inodes))
-	if n := netns.Numbers(); n != before {
-		t.Errorf("%d numbers are held, and no namespace is open", n-before)
 	}
 }
 

@@ -58,7 +58,7 @@ func TestFacts(t *testing.T) {
 	case err == nil:
 		say("cookie", "kernel")
 	case errors.Is(err, unix.ENOPROTOOPT):
-		say("cookie", "own")
+		say("cookie", "inode")
 	default:
 		t.Error(err)
 	}

@@ -8,6 +8,9 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
 	"github.com/seed-aaab8e3a/cni-mld/mld"
 	"github.com/seed-aaab8e3a/cni-mld/mld/agent"
 	"github.com/seed-aaab8e3a/cni-mld/mld/bridge"
@@ -108,4 +111,32 @@ func TestKilledDaemon(t *testing.T) {
 		s.query() // more than once: the mute outlives its socket for a moment
 		return slices.ContainsFunc(heard.Frames(), kind(reportV2)), fmt.Sprint(heard.Frames())
 	})
+}
+
+// A killed worker is followed by another, which knows the container again.
+func TestKilledWorker(t *testing.T) {
+	s := newSegment(t, 2, map[string]any{"groups": []any{groupA, map[string]any{"group": groupB, "deliver": false}}})
+	alice := s.add("alice")
+	s.waitEntries(alice, bridge.Flow{Group: groupA}, bridge.Flow{Group: groupB})
+	before, err := s.chain.Daemon(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Kill(before.PID, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	netnslab.WaitFor(t, "the next worker with the container", patience, func() (bool, string) {
+		now, err := s.chain.Daemon(t.Context())
+		return err == nil && now.PID != before.PID && now.Attachments == 1, fmt.Sprintf("%+v, %v", now, err)
+	})
+	if err := s.chain.Check(t.Context(), alice.Node()); err != nil {
+		t.Errorf("CHECK: %v", err)
+	}
+	want := map[flow]int{
+		{goodAddr, groupA}: datagrams, {badAddr, groupA}: datagrams,
+		{goodAddr, groupB}: datagrams, {badAddr, groupB}: datagrams,
+	}
+	if diff := cmp.Diff(want, s.arriving(alice, groupA, groupB), compareFlows); diff != "" {
+		t.Errorf("frames at alice (-want +got):\n%s", diff)
+	}
 }
