@@ -142,10 +142,7 @@ func TestTwoNetworksOnOneInterface(t *testing.T) {
 				t.Fatalf("ADD of the second network: %v", err)
 			}
 			want(map[netip.Addr]bool{groupA: true, groupB: true, groupC: true})
-			s.settle()
-			if sent := of(s.sentBy(alice, begin), report, groupC); len(sent) != 1 {
-				t.Errorf("%d Reports of %v, want 1", len(sent), groupC)
-			}
+			s.waitSent(alice, begin, report, groupC, 1)
 			if n := s.daemon().Attachments; n != 2 {
 				t.Errorf("the daemon has %d attachments, want 2", n)
 			}

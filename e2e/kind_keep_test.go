@@ -116,7 +116,8 @@ func testKeep(t *testing.T, version int, fastLeave bool) {
 		s.waitSaid(alice, begin, group, "answer", func(said []string) bool { return len(said) > 0 })
 	}
 	s.settle()
-	if said := s.said(alice, begin, groupA); len(said) != 1 {
+	isRepeat := func(said string) bool { return said == "TO_EX" } // of the kernel's join
+	if said := s.said(alice, begin, groupA); len(slices.DeleteFunc(slices.Clone(said), isRepeat)) != 1 {
 		t.Errorf("answers about %v: %v, want the kernel's alone", groupA, said)
 	}
 	if said := s.said(alice, time.Time{}, groupA); leaves(said) > 0 {
