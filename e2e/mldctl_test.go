@@ -489,11 +489,11 @@ func TestMldctlViews(t *testing.T) {
 	}
 }
 
-// startDaemon starts mldd as an administrator would.
-func (s *segment) startDaemon() {
+// startDaemon starts mldd as an administrator would, in the namespace of a node.
+func (s *segment) startDaemon(where *netnslab.Node) {
 	s.tb.Helper()
 	ctx := context.WithoutCancel(s.tb.Context()) // which ends before the clean-up
-	cmd := s.Host().Command(ctx, filepath.Join(s.bin, "mldd"), "--run-dir", s.chain.RunDir)
+	cmd := where.Command(ctx, filepath.Join(s.bin, "mldd"), "--run-dir", s.chain.RunDir)
 	var log bytes.Buffer
 	cmd.Stderr = &log
 	if err := cmd.Start(); err != nil {
@@ -524,7 +524,7 @@ func TestMldctlAttach(t *testing.T) {
 			t.Errorf("mldctl %q without a daemon: code %d, %s%s", args, code, out, complaint)
 		}
 	}
-	s.startDaemon()
+	s.startDaemon(s.Host())
 
 	sleep := c.Command(t.Context(), "sleep", "infinity")
 	if err := sleep.Start(); err != nil {
@@ -622,6 +622,31 @@ func TestMldctlAttach(t *testing.T) {
 	var status statusJSON
 	if code := s.document(&status, "status"); code != 1 || len(status.Attachments) != 1 || status.Attachments[0].State != "degraded" {
 		t.Errorf("status: code %d, %+v", code, status)
+	}
+}
+
+// The bridges are those of whoever asks, wherever the daemon runs.
+func TestMldctlFromAnotherNetns(t *testing.T) {
+	t.Parallel()
+	s := newSegment(t, quiet, nil)
+	s.startDaemon(s.Node("elsewhere"))
+	c := s.connect("c1")
+	if _, complaint, code := s.mldctl("attach", c.Path(), "--mld-version", "1", "--group", groupA.String(), "--ready", "mdb"); code != 0 {
+		t.Fatalf("attach: code %d, %s", code, complaint)
+	}
+	var doc struct{ Groups []groupJSON }
+	if code := s.document(&doc, "groups", groupA.String()); code != 0 || len(doc.Groups) != 1 || doc.Groups[0].MDB == nil {
+		t.Errorf("groups: code %d, %+v", code, doc)
+	}
+	var status statusJSON
+	if code := s.document(&status, "status"); code != 0 || len(status.Attachments) != 1 || status.Attachments[0].Bridge == nil {
+		t.Errorf("status: code %d, %+v", code, status)
+	}
+	w := s.watch(c, "--json")
+	c.eth0.Join(groupB)
+	w.inOrder(groupB, "joined", "mdb "+c.eth0.Peer().Name())
+	if code := w.stop(); code != 0 {
+		t.Errorf("watch: code %d", code)
 	}
 }
 

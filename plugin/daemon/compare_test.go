@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -225,5 +226,51 @@ func TestWatcherLosesEvents(t *testing.T) {
 	w.leave(one)
 	if _, err := w.enter(key); err != nil {
 		t.Errorf("after one has gone: %v", err)
+	}
+}
+
+// The kernel tells of every change of an entry; a watcher is told of what is forwarded from then on, and of what no longer.
+func TestTableTellsDifferences(t *testing.T) {
+	t.Parallel()
+	group, source := netip.MustParseAddr("ff05::1"), netip.MustParseAddr("fd00::1")
+	i := &iface{name: "eth0"}
+	i.shown.Store(&label{})
+	p := tablePort{iface: i, bridge: "br0", name: "veth0", entries: make(map[entryKey]entryKind)}
+	star := bridge.Entry{Group: group}
+	include := bridge.Entry{Group: group, Include: true}
+	one := bridge.Entry{Group: group, Source: source}
+	blocked := bridge.Entry{Group: group, Source: source, Blocked: true}
+	for n, step := range []struct {
+		entry bridge.Entry
+		gone  bool
+		want  string
+	}{
+		{include, false, ""}, // as every entry begins
+		{star, false, "mdb exclude []"},
+		{star, false, ""}, // its time
+		{one, false, "mdb include [fd00::1]"},
+		{include, false, "mdb-gone exclude []"},
+		{include, true, ""},
+		{star, false, "mdb exclude []"},
+		{blocked, false, "mdb exclude [fd00::1]"},
+		{blocked, true, "mdb-gone exclude [fd00::1]"},
+		{one, false, "mdb include [fd00::1]"},
+		{one, true, "mdb-gone include [fd00::1]"},
+		{star, true, "mdb-gone exclude []"},
+		{star, true, ""},
+	} {
+		got := ""
+		for _, e := range p.change(bridge.Change{Entry: step.entry, Gone: step.gone}) {
+			got += fmt.Sprint(e.Kind, " ", e.Filter.Mode, " ", e.Filter.Sources)
+			if e.Group != group || e.Bridge != "br0" || e.Port != "veth0" {
+				t.Errorf("%+v", e)
+			}
+		}
+		if got != step.want {
+			t.Errorf("step %d: %q, want %q", n, got, step.want)
+		}
+	}
+	if len(p.entries) != 0 {
+		t.Errorf("left: %v", p.entries)
 	}
 }
