@@ -87,6 +87,7 @@ type Mirror struct {
 	until    time.Time    // how long these are waited for
 	unread   []byte       // read from the log, and waiting for the events before it
 	last     listRecord   // at the end of the last report
+	allowed  allowed      // by the last report
 	older    bool         // the kernel is in MLDv1 mode, and tells no sources
 	failure  error        // of reading
 	deadline time.Time    // of waiting, as set last
@@ -103,6 +104,13 @@ type Mirror struct {
 type listRecord struct {
 	kind mld.RecordType
 	addr netip.Addr
+}
+
+// allowed is what a report has allowed of the address that it speaks of last.
+type allowed struct {
+	addr    netip.Addr
+	sources []netip.Addr
+	goesOn  bool // in the next packet, perhaps
 }
 
 // HasEvents tells whether the kernel has events of its memberships (RTNLGRP_IPV6_MCADDR, about Linux 6.14).
@@ -467,7 +475,7 @@ func ignoringEINTR(call func() (int, error)) (int, error) {
 
 // lose forgets the filters, of which no change counts until each is known anew.
 func (m *Mirror) lose() {
-	m.last = listRecord{}
+	m.last, m.allowed = listRecord{}, allowed{}
 	for addr, s := range m.held {
 		if s.state != unsure {
 			m.set(addr, membership{anySource, unsure})
@@ -488,6 +496,10 @@ func (m *Mirror) report(packet []byte) {
 	p, err := mld.Parse(packet, mld.AcceptUnspecified)
 	last := m.last
 	m.last = listRecord{}
+	if !m.allowed.goesOn {
+		m.allowed = allowed{}
+	}
+	m.allowed.goesOn = len(packet) > roomyPacket
 	if err == nil && m.onReport != nil {
 		m.onReport(p)
 	}
@@ -502,6 +514,7 @@ func (m *Mirror) report(packet []byte) {
 			if announcing && r.Type == mld.ChangeToExclude && len(sources) > 0 {
 				sources = m.held[r.MulticastAddress].excludes(sources)
 			}
+			sources = m.allowed.after(r.Type, r.MulticastAddress, sources)
 			this := listRecord{r.Type, r.MulticastAddress}
 			m.record(this, sources, this == last)
 			m.last, last = this, listRecord{} // a list goes on at the beginning of the next packet
@@ -517,6 +530,28 @@ func (m *Mirror) report(packet []byte) {
 			m.set(addr, membership{anySource, unsure})
 		}
 	}
+}
+
+// roomyPacket is a length up to which a packet had room for one more record of one source, whatever the MTU. So the next
+// packet is not of the same report.
+const roomyPacket = 1280 - 20 - 16
+
+// after takes note of a record and returns which of its sources it is about.
+//
+// The kernel keeps what it blocks apart from what it wants, and forgets to strike a source off there when the filter
+// changes its mode. If it is left and joined for that source soon after, a BLOCK of the source follows right upon its
+// ALLOW, in the same report. The ALLOW is made from what is wanted, and is true.
+func (a *allowed) after(kind mld.RecordType, addr netip.Addr, sources []netip.Addr) []netip.Addr {
+	if a.addr != addr {
+		a.addr, a.sources = addr, nil
+	}
+	switch kind {
+	case mld.AllowNewSources:
+		a.sources = union(a.sources, sources)
+	case mld.BlockOldSources:
+		return difference(sources, a.sources)
+	}
+	return sources
 }
 
 // announces tells whether a report may be one of those with which the kernel, when its link-local address has become

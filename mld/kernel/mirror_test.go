@@ -30,12 +30,15 @@ type follower struct {
 
 func follow(t testing.TB, e *netnslab.Endpoint, mute *kernel.Mute) *follower {
 	t.Helper()
-	return followWith(t, e, mute, nil)
+	return followWith(t, e, mute, nil, nil)
 }
 
-func followWith(t testing.TB, e *netnslab.Endpoint, mute *kernel.Mute, check func(kernel.Change)) *follower {
+func followWith(
+	t testing.TB, e *netnslab.Endpoint, mute *kernel.Mute, check func(kernel.Change), report func(mld.Packet),
+) *follower {
 	t.Helper()
 	f := &follower{t: t, check: check, mirror: openMirror(t, e, mute), held: make(map[netip.Addr]kernel.Change)}
+	f.mirror.OnReport(report)
 	var wg sync.WaitGroup
 	wg.Go(f.run)
 	t.Cleanup(func() {

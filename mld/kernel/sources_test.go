@@ -169,7 +169,7 @@ func randomSources(t *testing.T, seed uint64, events bool, steps int) {
 			t.Errorf("%v: %05b is told, less than %05b, which was wanted all the time: %+v after %q", c.Addr, w, must[c.Addr], c,
 				history)
 		}
-	})
+	}, nil)
 	f.equal(e)
 	groups := []netip.Addr{group, channel}
 	sockets := make(map[netip.Addr][]*socket)
@@ -380,6 +380,53 @@ func TestV2_47_MirrorManySources(t *testing.T) {
 	wait("TO_IN", list, false)
 	f.ask(e, m)
 	wait("IS_IN", list, false)
+}
+
+// The kernel may block a source right after it has allowed it: one that was excluded before it was wanted, left, and is
+// wanted anew. It stays wanted.
+func TestMirrorAllowedAndBlocked(t *testing.T) {
+	t.Parallel()
+	e := pod(t, netnslab.Down)
+	announced(t, e)
+	reported := make(chan bool, 1)
+	f := followWith(t, e, newMute(t, e, sources), nil, func(p mld.Packet) {
+		allows, blocks := 0, false
+		for r := range p.Message.Records.All() {
+			for s := range r.Sources.All() {
+				switch {
+				case r.MulticastAddress != group:
+				case r.Type == mld.AllowNewSources:
+					allows++
+				case r.Type == mld.BlockOldSources:
+					blocks = blocks || s == u[0]
+				}
+			}
+		}
+		if allows == 2 {
+			select {
+			case reported <- blocks:
+			default:
+			}
+		}
+	})
+	f.equal(e)
+	member := e.Join(group)
+	if err := errors.Join(member.SetFilter(true, u[0]), member.SetFilter(false, u[0]), member.Close()); err != nil {
+		t.Fatal(err)
+	}
+	e.JoinSource(group, u[0])
+	e.JoinSource(group, u[1])
+	select {
+	case blocks := <-reported:
+		t.Logf("the report that allows it blocks it: %v", blocks)
+	case <-time.After(patience):
+		t.Fatal("the kernel does not report")
+	}
+	e.Join(last)
+	netnslab.WaitFor(t, "the sentinel to be told", patience, func() (bool, string) { return f.list()[last], "" }, e.Node())
+	if c := f.filter(group); told(c) != include(0, 1) {
+		t.Errorf("%+v is told, %05b, want %05b", c, told(c), include(0, 1))
+	}
 }
 
 // When the log runs over, nothing less than everything is told until the kernel has told anew.
