@@ -532,7 +532,7 @@ func TestIdleAgents(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			bytes, goroutines, descriptors := idle(t, 20, tc.config)
 			t.Logf("an agent costs %.0f octets", bytes)
-			if goroutines != 4 || descriptors > tc.descriptors || bytes > 64<<10 {
+			if goroutines > 4 || descriptors > tc.descriptors || bytes > 64<<10 {
 				t.Errorf("an agent costs %.0f octets, %v goroutines, %v descriptors", bytes, goroutines, descriptors)
 			}
 		})
