@@ -348,7 +348,7 @@ func TestMldctlGroups(t *testing.T) {
 			bridge: quietV2, keys: map[string]any{"mldVersion": 2, "groups": []any{filtered(groupA, "exclude", true, badAddr)}}, then: entry,
 		},
 		"entry removed": {
-			bridge: quiet, keys: only(groupA), then: func(s *segment, c *container) {
+			bridge: quiet, keys: map[string]any{"groups": []any{groupA}, "robustness": 1}, then: func(s *segment, c *container) {
 				entry(s, c)
 				s.run("bridge", "mdb", "del", "dev", "cni0", "port", c.eth0.Peer().Name(), "grp", groupA.String())
 			},

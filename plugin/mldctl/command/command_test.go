@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -24,11 +25,21 @@ var now = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 // A daemon that says what a test wants.
 type daemon struct {
 	testing.TB
-	runDir  string
+	runDir string
+	begun  chan struct{} // a request was answered
+
+	mu      sync.Mutex
 	answer  api.Answer           // to everything but status
 	lines   []*api.Line          // after it
 	request func(r *api.Request) // looks at the request
-	begun   chan struct{}
+}
+
+func (d *daemon) setAnswer(a api.Answer)      { d.mu.Lock(); defer d.mu.Unlock(); d.answer = a }
+func (d *daemon) setLines(lines ...*api.Line) { d.mu.Lock(); defer d.mu.Unlock(); d.lines = lines }
+func (d *daemon) setRequest(look func(r *api.Request)) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.request = look
 }
 
 func newDaemon(t testing.TB) *daemon {
@@ -64,11 +75,13 @@ func (d *daemon) serve(conn *net.UnixConn) {
 		if err != nil {
 			return
 		}
-		if d.request != nil {
-			d.request(r)
+		d.mu.Lock()
+		answer, lines, look := d.answer, d.lines, d.request
+		d.mu.Unlock()
+		if look != nil {
+			look(r)
 		}
 		r.Close()
-		answer := d.answer
 		if r.Op == api.OpStatus {
 			answer = api.Answer{Status: &api.Status{Version: "v1.2", Binary: "/usr/sbin/mldd", PID: 42, KeeperPID: 41,
 				Cgroup: "1:cpu:/x\n0::/system.slice/mldd.service", Netns: "net:[1]", Attachments: 2}}
@@ -76,7 +89,7 @@ func (d *daemon) serve(conn *net.UnixConn) {
 		if err := api.WriteAnswer(conn, &answer); err != nil {
 			d.Error(err)
 		}
-		for _, l := range d.lines {
+		for _, l := range lines {
 			if api.Streams(r.Op) {
 				if err := api.WriteLine(conn, l); err != nil {
 					return
@@ -130,7 +143,7 @@ no attachments
 		Querier: &api.Querier{Address: addr("fe80::99"), MLDVersion: 2, Heard: now.Add(-20 * time.Second)},
 		Bridge:  &api.Bridge{Name: "cni0", Port: "veth1"},
 	}
-	d.lines = []*api.Line{{Attachment: ready}}
+	d.setLines(&api.Line{Attachment: ready})
 	d.want(exitFine, `
 mldd v1.2, process 42 of 41, /usr/sbin/mldd in net:[1], cgroup /system.slice/mldd.service
 NETWORK  CONTAINER  INTERFACE  STATE  SINCE  MLD  KERNEL  QUERIER   HEARD  DECLARED  REPORTED  BRIDGE  PORT   REASON
@@ -138,7 +151,7 @@ lab      c1         eth0       ready  3h     v2   mute    fe80::99  20s    3    
 `, "status")
 	renamed := at
 	renamed.Name = "net1"
-	d.lines = append(d.lines, &api.Line{Attachment: &api.AttachmentStatus{
+	d.setLines(&api.Line{Attachment: ready}, &api.Line{Attachment: &api.AttachmentStatus{
 		Attachment: long, Interface: renamed, Since: now.Add(-50 * time.Hour), State: api.StateDegraded, Reason: "the link is down",
 		KernelReports: "keep", MLDVersion: 1,
 	}}, &api.Line{Attachment: &api.AttachmentStatus{
@@ -171,7 +184,7 @@ func TestGroups(t *testing.T) {
 	but := api.Filter{Mode: api.Exclude, Sources: []netip.Addr{addr("fd00::66")}}
 	many := include("fd00::1", "fd00::2", "fd00::3", "fd00::4", "fd00::5", "fd00::6")
 	many.Omitted = 10
-	d.lines = []*api.Line{
+	lines := []*api.Line{
 		row(api.GroupStatus{
 			Group: addr("ff02::1"), Wanted: []api.Want{{By: api.ByKernel}}, Marks: []api.Mark{api.NewMark(api.MarkNeverReported, "never")},
 		}),
@@ -187,6 +200,7 @@ func TestGroups(t *testing.T) {
 			ReportedBy: api.ByKernel, MDB: &api.MDB{Mode: api.Include, Sources: some.Sources}, Marks: []api.Mark{api.NewMark(api.MarkSourcesMLDv1, "in MLDv1")}}),
 		row(api.GroupStatus{Group: addr("ff05::4"), MDB: &api.MDB{Mode: api.Include}, Marks: []api.Mark{api.NewMark(api.MarkUnwanted, "nobody wants it")}}),
 	}
+	d.setLines(lines...)
 	d.want(exitFine, `
   CONTAINER  INTERFACE  GROUP    WANTED                                        REPORTED      MDB                     WHY
   c1         eth0       ff05::1  any (kernel, lab)                             any           any 4m15s
@@ -198,7 +212,7 @@ func TestGroups(t *testing.T) {
   CONTAINER  INTERFACE  GROUP    WANTED        REPORTED  MDB  WHY
   c1         eth0       ff02::1  any (kernel)  -         -    never
 `, "groups", "ff02::1")
-	d.lines = append(d.lines[:2], row(api.GroupStatus{
+	d.setLines(lines[0], lines[1], row(api.GroupStatus{
 		Group: addr("ff05::5"), Wanted: []api.Want{{By: api.ByKernel}}, Marks: []api.Mark{
 			api.NewMark(api.MarkLinkDown, "the link is down"), api.NewMark(api.MarkNotDelivered, "and more"),
 		},
@@ -260,7 +274,7 @@ func TestWatch(t *testing.T) {
 		}
 		return &api.Line{Event: e}
 	}
-	d.lines = []*api.Line{event("ff05::1"), event("ff05::2"), event("")}
+	d.setLines(event("ff05::1"), event("ff05::2"), event(""))
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() { <-d.begun; cancel() }()
 	out, complaint, code := d.run(ctx, "watch", "--json", "ff05::2")
@@ -273,7 +287,7 @@ func TestWatch(t *testing.T) {
 			t.Errorf("%s: %v", line, err)
 		}
 	}
-	d.lines = append(d.lines, &api.Line{Error: types.NewError(types.ErrTryAgainLater, "no more", "")})
+	d.setLines(event("ff05::1"), &api.Line{Error: types.NewError(types.ErrTryAgainLater, "no more", "")})
 	if _, complaint, code := d.run(t.Context(), "watch"); code != exitFailure || !strings.Contains(complaint, "no more") {
 		t.Errorf("ended by the daemon: code %d, %s", code, complaint)
 	}
@@ -308,22 +322,22 @@ func TestAttachRequest(t *testing.T) {
 		"--host lo --mld-version 1 --robustness 3 --ready none --unsolicited-report-interval 5s": "add mldctl/host/lo " +
 			"/proc/self/ns/net host:true 1 3 none []",
 	} {
-		d.request = func(r *api.Request) {
+		d.setRequest(func(r *api.Request) {
 			got := fmt.Sprint(r.Op, " ", r.Attachment, " ", r.NetnsPath, " host:", r.Host, " ", r.Settings.MLDVersion, " ", r.Settings.Robustness, " ",
 				r.Settings.Ready.Wait, " ", r.Settings.Groups)
 			if got != want || r.Netns == nil || r.HostNetns == nil {
 				t.Errorf("%s:\n%s\nwant\n%s", args, got, want)
 			}
-		}
+		})
 		d.want(exitFine, "", append([]string{"attach"}, strings.Fields(args)...)...)
 	}
-	d.request = nil
-	d.answer = api.Answer{Degraded: "no querier"}
+	d.setRequest(nil)
+	d.setAnswer(api.Answer{Degraded: "no querier"})
 	if out, complaint, code := d.run(t.Context(), "attach", "--pid", self); code != exitFailure || out != "" ||
 		!strings.Contains(complaint, "attached, but no querier") {
 		t.Errorf("degraded: code %d, %s%s", code, out, complaint)
 	}
-	d.answer = api.Answer{Error: types.NewError(api.CodeIPv6Off, "IPv6 is off", "")}
+	d.setAnswer(api.Answer{Error: types.NewError(api.CodeIPv6Off, "IPv6 is off", "")})
 	if out, complaint, code := d.run(t.Context(), "attach", "--pid", self); code != exitFailure || out != "" || !strings.Contains(complaint, "IPv6 is off") {
 		t.Errorf("refused: code %d, %s%s", code, out, complaint)
 	}
