@@ -380,7 +380,7 @@ func (d *Daemon) del(ctx context.Context, key api.Attachment) error {
 // gc detaches every attachment of a network that the runtime does not know any more, those included of which there is
 // only a state file. It goes on after an error, and returns the first.
 func (d *Daemon) gc(ctx context.Context, r *api.Request) error {
-	keys, err := d.store.keys(r.Network)
+	keys, err := api.Remembered(d.cfg.RunDir, r.Network)
 	d.mu.Lock()
 	for key := range d.attachments {
 		if key.Network == r.Network {

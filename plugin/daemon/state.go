@@ -148,32 +148,6 @@ func (s *store) remove(key api.Attachment) error {
 	return nil
 }
 
-// keys lists the attachments of a network that have a file, whatever is in it.
-func (s *store) keys(network string) ([]api.Attachment, error) {
-	entries, err := os.ReadDir(s.dir())
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("state: %w", err)
-	}
-	var list []api.Attachment
-	for _, e := range entries {
-		if key, ok := keyOf(e.Name()); ok && key.Network == network {
-			list = append(list, key)
-		}
-	}
-	return list, nil
-}
-
-// keyOf reads the name of a state file.
-func keyOf(name string) (key api.Attachment, ok bool) {
-	name, ok = strings.CutSuffix(name, stateSuffix)
-	parts := strings.SplitN(name, "@", 3)
-	if !ok || len(parts) != 3 {
-		return api.Attachment{}, false
-	}
-	key = api.Attachment{Network: parts[0], ContainerID: parts[1], IfName: parts[2]}
-	return key, key.Validate() == nil
-}
-
 // load returns the records of this boot. Files of another one, and what was being written when a daemon died, are
 // removed; what is none of ours stays where it is, and is told.
 func (s *store) load(log *slog.Logger) ([]*record, error) {

@@ -81,10 +81,10 @@ func TestStore(t *testing.T) {
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v, want mode 0600", info, err)
 	}
-	if keys, err := s.keys("lab"); err != nil || len(keys) != 1 || keys[0] != sample(0).Attachment {
+	if keys, err := api.Remembered(s.runDir, "lab"); err != nil || len(keys) != 1 || keys[0] != sample(0).Attachment {
 		t.Errorf("keys %v, %v", keys, err)
 	}
-	if keys, err := s.keys("other"); err != nil || len(keys) != 0 {
+	if keys, err := api.Remembered(s.runDir, "other"); err != nil || len(keys) != 0 {
 		t.Errorf("keys of another network %v, %v", keys, err)
 	}
 	for range 2 {
@@ -303,8 +303,8 @@ func FuzzParseRecord(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if _, ok := keyOf(filepath.Base(api.StatePath("/run/mld", r.Attachment))); !ok {
-			t.Fatalf("accepted, and has no file: %v", r.Attachment)
+		if err := r.Attachment.Validate(); err != nil {
+			t.Fatalf("accepted, and has no file: %v", err)
 		}
 		written, err := json.Marshal(r)
 		if err != nil {
