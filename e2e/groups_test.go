@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/seed-aaab8e3a/cni-mld/e2e/chain"
 	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
@@ -50,6 +51,10 @@ func TestGroupsPerContainer(t *testing.T) {
 			if code, text := s.call("CHECK", c, keys(own)); code != 0 {
 				t.Errorf("CHECK: code %d (%s)", code, text)
 			}
+			// The bridge asked when the port came up. Nothing of the answer may be due when the entry goes.
+			asked := time.Now()
+			s.query(general, 100*time.Millisecond)
+			s.waitSent(c, asked, report, groupB, 1)
 			s.run("bridge", "mdb", "del", "dev", "cni0", "port", c.eth0.Peer().Name(), "grp", groupB.String())
 			if code, text := s.call("CHECK", c, keys(own)); code != api.CodeNotReady || !strings.Contains(text, groupB.String()) {
 				t.Errorf("CHECK without the bridge's entry: code %d (%s), want %d", code, text, api.CodeNotReady)
