@@ -106,8 +106,12 @@ func TestHandover(t *testing.T) {
 	cfg := config(t, r.runDir)
 	cfg.Keeper = kept
 	r.serve(cfg)
-	pod, peer := r.pod("c1")
-	pod.Node().SetSysctl("net/ipv6/conf/eth0/mldv2_unsolicited_report_interval", "1") // or the kernel's muted repeats may come when it may speak for a moment
+	pod, peer := r.pod("c1", netnslab.Down)
+	// When the kernel may speak for a moment, all that it has to repeat must be over: since the interface came up, everything.
+	pod.Node().SetSysctl("net/ipv6/conf/eth0/mldv2_unsolicited_report_interval", "1")
+	peer.SetUp()
+	pod.SetUp()
+	pod.LinkLocal()
 	w := r.listen(peer)
 	s := settings(t, `"groups": ["ff05::1:1", {"group": "ff05::1:2", "deliver": false}], "mldVersion": 2, "ready": {"wait": "report"}`)
 	r.add("lab", pod.Node(), s)
