@@ -132,7 +132,21 @@ type watching struct {
 	done   chan struct{} // closed when there are no more lines
 	mu     sync.Mutex
 	lines  []string
-	stderr bytes.Buffer
+	stderr []byte
+}
+
+// Write takes what the program says on standard error.
+func (w *watching) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.stderr = append(w.stderr, p...)
+	return len(p), nil
+}
+
+func (w *watching) said() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return string(w.stderr)
 }
 
 // watch starts mldctl watch; when it returns, every event is seen.
@@ -141,7 +155,7 @@ func (s *segment) watch(c *container, args ...string) *watching {
 	w := &watching{segment: s, done: make(chan struct{})}
 	args = append([]string{"--run-dir", s.chain.RunDir, "watch"}, args...)
 	w.cmd = s.Host().Command(s.tb.Context(), filepath.Join(s.bin, "mldctl"), args...)
-	w.cmd.Stderr = &w.stderr
+	w.cmd.Stderr = w
 	out, err := w.cmd.StdoutPipe()
 	if err == nil {
 		err = w.cmd.Start()
@@ -159,7 +173,7 @@ func (s *segment) watch(c *container, args ...string) *watching {
 	}()
 	s.wait("first event", func() (bool, string) { // until then nobody watches
 		c.eth0.Join(unwanted).Close()
-		return len(w.seen()) > 0, w.stderr.String()
+		return len(w.seen()) > 0, w.said()
 	})
 	return w
 }
@@ -277,8 +291,8 @@ func TestMldctlWatch(t *testing.T) {
 		})
 	}
 	for _, w := range []*watching{w, text} {
-		if code := w.stop(); code != 0 || w.stderr.Len() > 0 {
-			t.Errorf("interrupted: code %d, %s", code, &w.stderr)
+		if code := w.stop(); code != 0 || w.said() != "" {
+			t.Errorf("interrupted: code %d, %s", code, w.said())
 		}
 	}
 }

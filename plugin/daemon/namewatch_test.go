@@ -110,15 +110,22 @@ func TestNameWatch(t *testing.T) {
 	if _, err := w.watch(filepath.Join(dir, "none", "x"), infoE, os.Stat, func() {}); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("%v, want that there is no directory", err)
 	}
-	if n := len(w.dirs); n != 1 {
+	if n := w.count(); n != 1 {
 		t.Errorf("%d directories are watched, want one", n)
 	}
 	must(os.Rename(dir, dir+".moved"))
 	t.Cleanup(func() { os.RemoveAll(dir + ".moved") })
 	want(stays)
-	if n := len(w.dirs); n != 0 {
+	if n := w.count(); n != 0 {
 		t.Errorf("%d directories are watched, want none", n)
 	}
+}
+
+// count tells how many directories are watched.
+func (w *nameWatch) count() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.dirs)
 }
 
 // TestNameWatchOverflow: when events are lost, every name is looked at.
