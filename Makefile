@@ -30,7 +30,7 @@ help: ## this list
 	@echo
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo '  FUZZTIME=30s      how long each target is fuzzed'
+	@echo '  FUZZTIME=30s      how long each target is fuzzed, or how often (20000x)'
 	@echo '  TESTFLAGS=        more flags for test and race, such as "-run TestV1_14 -v"'
 	@echo '  INSTALL=0         only name the missing programs, even as root'
 	@echo '  PREFIX=/opt/cni   install mld and mldd into $$(DESTDIR)$$(PREFIX)/bin'
