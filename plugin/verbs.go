@@ -305,7 +305,7 @@ func tryAgain(err error) *types.Error {
 // remedy says what to do about a daemon that is missing.
 func remedy(err error) string {
 	if api.NotRunning(err) || errors.Is(err, errStart) {
-		return "start mldd by systemd, or put mldd beside mld and leave autostart on"
+		return "start mldd by systemd, or put mldd beside mld and leave autostart on, and the next ADD starts it"
 	}
 	return ""
 }

@@ -359,7 +359,8 @@ func (a *Agent) receive(h heard) {
 		a.rejected[reason]++
 		if reason == mld.ReasonSource || reason == mld.ReasonUnspecifiedSource {
 			if a.warnings.source.due(now) { // V1-33, V2-5
-				a.log.Warn("message ignored: its source is not link-local")
+				src := netip.AddrFrom16([16]byte(h.packet[8:24])) // which Parse has read
+				a.log.Warn("message ignored: its source is not link-local, as that of a Linux bridge with a global address that asks about a group", "src", src)
 			}
 		}
 		return

@@ -110,6 +110,21 @@ func (a *Agent) wait(ctx context.Context, missing func([]netip.Addr) []netip.Add
 	}
 }
 
+// An unreportedError says what is not reported and why. That the time was up is known to whoever has limited it.
+type unreportedError struct {
+	what  string
+	cause error
+}
+
+func (e *unreportedError) Error() string {
+	if errors.Is(e.cause, context.DeadlineExceeded) {
+		return e.what
+	}
+	return e.what + ": " + e.cause.Error()
+}
+
+func (e *unreportedError) Unwrap() error { return e.cause }
+
 // explain says why addresses are not reported.
 func (a *Agent) explain(cause error, addrs []netip.Addr) error {
 	var err error
@@ -122,7 +137,7 @@ func (a *Agent) explain(cause error, addrs []netip.Addr) error {
 		for _, addr := range missing {
 			why = min(why, a.unreportedBecause(addr))
 		}
-		err = fmt.Errorf("interface %s: %v not reported: %s: %w", a.link.Name, missing, a.words(why), cause)
+		err = &unreportedError{fmt.Sprintf("interface %s: %v not reported: %s", a.link.Name, missing, a.words(why)), cause}
 	}); doErr != nil {
 		return doErr
 	}

@@ -265,6 +265,21 @@ func (p *Port) Wait(ctx context.Context, groups ...netip.Addr) error {
 // any source that does not keep it out; from any source because of an entry for any source alone.
 func (p *Port) WaitFlows(ctx context.Context, flows ...Flow) error { return p.wait(ctx, flows, false) }
 
+// A missingError says what is missing. That the time was up is known to whoever has limited it.
+type missingError struct {
+	what  string
+	cause error
+}
+
+func (e *missingError) Error() string {
+	if errors.Is(e.cause, context.DeadlineExceeded) {
+		return e.what
+	}
+	return e.what + ": " + e.cause.Error()
+}
+
+func (e *missingError) Unwrap() error { return e.cause }
+
 // wait waits for entries; some says that for a flow from any source one from some source is enough.
 func (p *Port) wait(ctx context.Context, flows []Flow, some bool) error {
 	// Events first and the database afterwards, so that nothing falls between them.
@@ -289,7 +304,7 @@ func (p *Port) wait(ctx context.Context, flows []Flow, some bool) error {
 			if errors.Is(err, os.ErrDeadlineExceeded) {
 				err = context.Cause(ctx)
 			}
-			return fmt.Errorf("%s: no entry for %v: %w", p, missing.flows(), err)
+			return &missingError{fmt.Sprintf("%s: no entry for %v", p, missing.flows()), err}
 		}
 	}
 }

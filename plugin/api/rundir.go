@@ -97,7 +97,7 @@ func verifyRunDir(dir string) error {
 		return bad("belongs to user %d: must belong to user %d", uid, os.Geteuid())
 	}
 	if mode := info.Mode().Perm(); mode&0o022 != 0 {
-		return bad("mode %#o lets others write: chmod go-w %s", mode, dir)
+		return bad("mode %#o lets others write: must be a directory of its own, with mode 0700", mode)
 	}
 	return nil
 }

@@ -181,7 +181,7 @@ func ParseSettings(keys map[string]json.RawMessage, asked ...Asked) (*Settings, 
 
 var settingsKeys = []string{
 	"groups", "mldVersion", "profile", "kernelReports", "robustness", "unsolicitedReportInterval", "alwaysDone",
-	"ready", "limits", "allowedGroups",
+	"ready", "limits", "allowedGroups", "annotation", "capabilities", "runDir", "autostart",
 }
 
 const (

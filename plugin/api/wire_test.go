@@ -490,7 +490,7 @@ func TestCheckRunDir(t *testing.T) {
 		{dir + "/", ""},
 		{link, "is not a directory"},
 		{file, "is not a directory"},
-		{shared, "chmod go-w"},
+		{shared, "a directory of its own"},
 		{filepath.Join(dir, "none"), "create it with mode 0700"},
 		{"run/mld", "absolute"},
 		{"/" + strings.Repeat("x", 100), "socket path of 111 bytes"},

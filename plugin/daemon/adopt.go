@@ -82,6 +82,7 @@ func (d *Daemon) adoptAll(ctx context.Context) {
 		d.log.Info("attachments taken over", "before", len(d.returning), "now", back, "dur", time.Since(begin))
 	}
 	d.returning = nil
+	close(d.adopted)
 	if d.cfg.Settled != nil && ctx.Err() == nil {
 		d.cfg.Settled()
 	}

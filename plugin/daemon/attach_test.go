@@ -101,6 +101,8 @@ func TestLifeOfAnAttachment(t *testing.T) {
 	}
 
 	r.refused(r.request(api.OpCheck, "lab", pod.Node(), settings(t, `"groups": ["ff05::1:1"]`)), api.CodeNotReady, "other settings")
+	r.refused(r.request(api.OpCheck, "lab", pod.Node(), settings(t, `"groups": ["ff05::1:3"], "robustness": 3`)), api.CodeNotReady,
+		"robustness: 3 here, 2 there", "ready", "groups: [ff05::1:3]")
 	w := r.listen(pod.Peer())
 	r.del("lab", pod.Node())
 	w.waitAll("Done "+first.String(), "Done "+second.String())

@@ -70,6 +70,7 @@ type Daemon struct {
 	work       context.Context
 	background sync.WaitGroup // what no client waits for
 	returning  []*returning   // what stood before, until Serve
+	adopted    chan struct{}  // closed when it is there again, or gone
 
 	// Requests for one attachment, and changes of one interface, come one after the other.
 	attaching flights[api.Attachment]
@@ -95,6 +96,7 @@ func New(cfg Config) (*Daemon, error) {
 		patience:    requestTimeout,
 		work:        context.Background(),
 		removed:     make(chan struct{}),
+		adopted:     make(chan struct{}),
 		attachments: make(map[api.Attachment]*attachment),
 		interfaces:  make(map[interfaceID]*iface),
 	}

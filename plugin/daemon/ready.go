@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -100,13 +101,14 @@ func (d *Daemon) check(ctx context.Context, r *api.Request) error {
 	defer d.release(t)
 	if a.iface.id != t.id {
 		return types.NewError(api.CodeNotReady, fmt.Sprintf(
-			"attachment %v: interface %s is not the one that was attached: it was made anew, or is in another namespace", a.key, a.key.IfName), "")
+			"attachment %v: interface %s is not the one that was attached: it was made anew, or is in another namespace: add the container again", a.key, a.key.IfName), "")
 	}
 	if !a.settings.Covers(*r.Settings) { // the container may have asked for more than its network's configuration
-		return types.NewError(api.CodeNotReady, fmt.Sprintf("attachment %v: was added with other settings", a.key), "")
+		return types.NewError(api.CodeNotReady, fmt.Sprintf("attachment %v: was added with other settings (%s): add the container again",
+			a.key, difference(a.settings, r.Settings)), "")
 	}
 	if !a.iface.alive() {
-		return types.NewError(api.CodeNotReady, fmt.Sprintf("attachment %v: the listener has ended: %v", a.key, a.iface.agent.Err()), "")
+		return types.NewError(api.CodeNotReady, fmt.Sprintf("attachment %v: the listener has ended: %v: add the container again", a.key, a.iface.agent.Err()), "")
 	}
 	ctx, cancel := context.WithTimeout(ctx, checkGrace)
 	defer cancel()
@@ -114,6 +116,28 @@ func (d *Daemon) check(ctx context.Context, r *api.Request) error {
 		return types.NewError(api.CodeNotReady, fmt.Sprintf("attachment %v: %v", a.key, err), "")
 	}
 	return nil
+}
+
+// difference names what of the wanted settings an attachment does not have.
+func difference(has, wanted *api.Settings) string {
+	var texts []string
+	if is, be := voiceOf(has), voiceOf(wanted); is != be {
+		texts = append(texts, be.contradiction(is))
+	}
+	if has.Ready != wanted.Ready {
+		texts = append(texts, "ready")
+	}
+	var groups []netip.Addr
+	for _, g := range wanted.Groups {
+		alone := *has
+		if alone.Groups = []api.Group{g}; !has.Covers(alone) {
+			groups = append(groups, g.Addr)
+		}
+	}
+	if len(groups) > 0 {
+		texts = append(texts, fmt.Sprintf("groups: %v", groups))
+	}
+	return strings.Join(texts, "; ")
 }
 
 // checkGrace is the time that CHECK gives a group to be reported and entered: right after ADD it may still be on

@@ -36,6 +36,11 @@ func (d *Daemon) stream(ctx context.Context, conn *net.UnixConn, r *api.Request)
 		return err
 	}
 	say := func(l *api.Line) error { return d.write(conn, func() error { return api.WriteLine(conn, l) }) }
+	select { // what stood before this daemon is there, or gone
+	case <-d.adopted:
+	case <-ctx.Done():
+		return nil
+	}
 	tell := d.list
 	if r.Op == api.OpGroups {
 		tell = d.groups
