@@ -37,9 +37,12 @@
 //
 // # Sources
 //
-// No list of the kernel's has the source filter of an address, whose mode cannot be computed from what /proc shows.
-// The kernel tells it in its reports, TO_EX, ALLOW and the others, so the mute logs copies of these, and keeps the
-// kernel in MLDv2: it drops the queries of version 1 in the input hook, after AF_PACKET sockets have heard them. Until
-// a report has told the filter of an address, it counts as EXCLUDE({}), any source: perhaps more than is wanted, but
-// never less. Only what is joined while the mirror looks can be known sooner.
+// No list of the kernel's has the source filter of an address, whose mode cannot in general be computed from what /proc
+// shows. The kernel tells it in its reports, TO_EX, ALLOW and the others, so the mute logs copies of these, and keeps
+// the kernel in MLDv2: it drops the queries of version 1 in the input hook, after AF_PACKET sockets have heard them.
+// Until a report has told the filter of an address, it counts as EXCLUDE({}), any source: perhaps more than is wanted,
+// but never less. Two things can be known sooner: what is joined while the mirror looks, and, of what stands when it
+// begins, an address that has a single user who includes sources, or, in the range for source-specific multicast, one
+// of whose sources every user includes. A kernel that was in MLDv1 mode before the mute tells that with its next report
+// only; until then a change of such a filter is not heard of.
 package kernel

@@ -73,12 +73,14 @@ func TestSourceRow(t *testing.T) {
 		"  3     d0": false,
 		"":           false,
 	} {
-		index, addr, source, excludes, got := sourceRow([]byte(line))
-		if got != ok || ok && (index != 3 && index != 123456 || addr.String() != "ff05::3" || source.String() != "2001:db8::1" || excludes) {
-			t.Errorf("%q: %v %v %v %v %v", line, index, addr, source, excludes, got)
+		index, r, got := parseSourceRow([]byte(line))
+		if got != ok || ok && (index != 3 && index != 123456 || r.addr.String() != "ff05::3" || r.source.String() != "2001:db8::1" ||
+			r.includes != 1 && r.includes != 100000 || r.excludes != 0) {
+			t.Errorf("%q: %v %+v %v", line, index, r, got)
 		}
 	}
-	if _, _, _, excludes, _ := sourceRow([]byte("3 d0 ff050000000000000000000000000003 20010db8000000000000000000000001 0 2")); !excludes {
-		t.Error("the source is excluded")
+	const excluded = "3 d0 ff050000000000000000000000000003 20010db8000000000000000000000001 0 2"
+	if _, r, _ := parseSourceRow([]byte(excluded)); r.includes != 0 || r.excludes != 2 {
+		t.Errorf("%q: %+v", excluded, r)
 	}
 }

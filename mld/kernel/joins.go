@@ -195,22 +195,15 @@ func (s *joinSocket) join(index int, addr netip.Addr, f sourceFilter) error {
 // setFilter replaces the filter of an address that the socket has joined (RFC 3678 section 6.2). Nothing is lost in
 // between.
 func (s *joinSocket) setFilter(index int, addr netip.Addr, f sourceFilter) error {
-	// struct group_filter { u32 interface; sockaddr_storage group; u32 fmode, numsrc; sockaddr_storage slist[]; }, where
-	// a sockaddr_storage is 128 octets, aligned like a pointer.
+	// struct group_filter { u32 interface; sockaddr_storage group; u32 fmode, numsrc; sockaddr_storage slist[]; }
 	const (
-		storageLen = 128
-		groupAt    = bits.UintSize / 8
-		modeAt     = groupAt + storageLen
-		sourcesAt  = modeAt + 8
-		addrAt     = 8 // in a struct sockaddr_in6, which begins with the family
+		groupAt   = bits.UintSize / 8
+		modeAt    = groupAt + storageLen
+		sourcesAt = modeAt + 8
 	)
 	b := make([]byte, sourcesAt+len(f.sources)*storageLen)
-	put := func(at int, addr netip.Addr) {
-		binary.NativeEndian.PutUint16(b[at:], unix.AF_INET6)
-		copy(b[at+addrAt:], addr.AsSlice())
-	}
 	binary.NativeEndian.PutUint32(b, uint32(index))
-	put(groupAt, addr)
+	putStorage(b[groupAt:], addr)
 	mode := uint32(unix.MCAST_INCLUDE)
 	if f.exclude {
 		mode = unix.MCAST_EXCLUDE
@@ -218,7 +211,7 @@ func (s *joinSocket) setFilter(index int, addr netip.Addr, f sourceFilter) error
 	binary.NativeEndian.PutUint32(b[modeAt:], mode)
 	binary.NativeEndian.PutUint32(b[modeAt+4:], uint32(len(f.sources)))
 	for i, source := range f.sources {
-		put(sourcesAt+i*storageLen, source)
+		putStorage(b[sourcesAt+i*storageLen:], source)
 	}
 	var optErr error
 	if err := s.raw.Control(func(fd uintptr) {
@@ -227,6 +220,16 @@ func (s *joinSocket) setFilter(index int, addr netip.Addr, f sourceFilter) error
 		return err
 	}
 	return os.NewSyscallError("setsockopt", optErr)
+}
+
+// storageLen is the length of a struct sockaddr_storage, which is aligned like a pointer.
+const storageLen = 128
+
+// putStorage writes an address as a sockaddr_storage.
+func putStorage(b []byte, addr netip.Addr) {
+	const addrAt = 8 // in a struct sockaddr_in6, which begins with the family
+	binary.NativeEndian.PutUint16(b, unix.AF_INET6)
+	copy(b[addrAt:], addr.AsSlice())
 }
 
 // Leave leaves an address. Leaving one that is not joined does nothing.

@@ -63,6 +63,7 @@ type Change struct {
 // A report that is built later than another one is also logged later, and it is built from what is true then. So
 // repeats do not matter, and after the last report the filter is the kernel's.
 type Mirror struct {
+	ns     *netns.Namespace
 	index  int
 	conn   *netlink.Conn // reads the whole list; with events, these come here as well
 	raw    syscall.RawConn
@@ -131,7 +132,7 @@ func dialRoute(ns *netns.Namespace) (c *netlink.Conn, err error) {
 	return c, err
 }
 
-// OpenMirror mirrors the memberships of the interface with the given index.
+// OpenMirror mirrors the memberships of the interface with the given index. The namespace must stay open as long.
 //
 // With a mute that was made for sources, the filters are told; else, or if there is no mute, every membership counts
 // as one of any source. Where the kernel has no events, the mirror takes the hints of a mute that was made with them,
@@ -139,7 +140,7 @@ func dialRoute(ns *netns.Namespace) (c *netlink.Conn, err error) {
 // such a mute, and in the kernel's MLDv1 mode, in which it may leave without a word, it reads the list every second.
 func OpenMirror(ns *netns.Namespace, ifindex int, mute *Mute) (*Mirror, error) {
 	m := &Mirror{
-		index: ifindex, stale: true,
+		ns: ns, index: ifindex, stale: true,
 		held: make(map[netip.Addr]membership), touched: make(map[netip.Addr]membership),
 	}
 	if err := m.open(ns, mute); err != nil {
@@ -382,15 +383,15 @@ func (m *Mirror) lookFor(addrs []netip.Addr) (found map[netip.Addr]bool) {
 	}
 	found = make(map[netip.Addr]bool)
 	excluded := make(map[netip.Addr]bool)
-	err := readSources(m.sources, m.index, func(addr, source netip.Addr, excludes bool) {
-		list, wanted := sources[addr]
+	err := readSources(m.sources, m.index, func(r sourceRow) {
+		list, wanted := sources[r.addr]
 		if !wanted {
 			return
 		}
-		found[addr] = true
-		excluded[addr] = excluded[addr] || excludes
-		if unicast(source) {
-			sources[addr] = append(list, source)
+		found[r.addr] = true
+		excluded[r.addr] = excluded[r.addr] || r.excludes > 0
+		if unicast(r.source) {
+			sources[r.addr] = append(list, r.source)
 		}
 	})
 	m.failure = errors.Join(m.failure, err)
@@ -701,14 +702,42 @@ func (m *Mirror) resync() error {
 	m.stale = left && entries > onePart
 	m.read = time.Now()
 	m.due = m.read.Add(m.interval())
-	m.replace(list, late)
+	return m.learn(m.replace(list, late))
+}
+
+// learn learns the filters of addresses that stand, as far as the kernel's lists prove them (see [standing.filter]).
+//
+// The log has been open for longer than that, so a change that the lists do not have yet is reported into it, and
+// applied after this: what is wanted beyond the lists comes as ALLOW or TO_EX. A report that is older than the lists
+// is followed by one of the kernel's for whatever has changed since.
+func (m *Mirror) learn(addrs []netip.Addr) error {
+	if m.sources == nil || m.older || !slices.ContainsFunc(addrs, filtered) {
+		return nil
+	}
+	s, err := readStanding(m.ns, m.sources, m.index)
+	if err != nil {
+		return err
+	}
+	for _, addr := range addrs {
+		if f, ok := s.filter(addr); ok {
+			m.set(addr, membership{f, sure})
+		}
+	}
 	return nil
 }
 
-// replace makes list what is held, in the order of the addresses. If the list may lack an entry, only those leave
-// whose leave was seen.
-func (m *Mirror) replace(list, late map[netip.Addr]bool) {
-	var joined, left []netip.Addr
+// filtered tells whether a source filter of an address may matter to anybody: not that of one which is never reported,
+// nor that of those which the kernel joins by itself.
+func filtered(addr netip.Addr) bool {
+	return !addr.IsInterfaceLocalMulticast() && addr != allNodes && !solicitedNode.Contains(addr)
+}
+
+var allNodes = netip.IPv6LinkLocalAllNodes()
+
+// replace makes list what is held, in the order of the addresses, and returns what was not held before. If the list may
+// lack an entry, only those leave whose leave was seen.
+func (m *Mirror) replace(list, late map[netip.Addr]bool) (joined []netip.Addr) {
+	var left []netip.Addr
 	for addr := range list {
 		if m.held[addr].state == absent {
 			joined = append(joined, addr)
@@ -728,6 +757,7 @@ func (m *Mirror) replace(list, late map[netip.Addr]bool) {
 	for _, addr := range joined {
 		m.set(addr, membership{anySource, unsure})
 	}
+	return joined
 }
 
 // interval is how long the list is good for without events.

@@ -344,6 +344,170 @@ func TestMirrorStandingSources(t *testing.T) {
 	}
 }
 
+// The filter of what stood before the mirror is told at once where the kernel's lists prove it, and otherwise nothing
+// less than any source. The oracle is the kernel's answer to a query. (V2-16)
+func TestV2_16_MirrorStandingFilters(t *testing.T) {
+	t.Parallel()
+	filter := func(t *testing.T, m *netnslab.Membership, exclude bool, sources ...netip.Addr) {
+		t.Helper()
+		if err := m.SetFilter(exclude, sources...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tc := range []struct {
+		name   string
+		addr   netip.Addr
+		join   func(t *testing.T, e *netnslab.Endpoint, addr netip.Addr)
+		proved bool
+		want   want
+	}{
+		{"IN(0)", group, func(_ *testing.T, e *netnslab.Endpoint, addr netip.Addr) {
+			e.JoinSource(addr, u[0])
+		}, true, include(0)},
+		{"IN(0,1) one by one", group, func(t *testing.T, e *netnslab.Endpoint, addr netip.Addr) {
+			if err := e.JoinSource(addr, u[0]).AddSource(u[1]); err != nil {
+				t.Fatal(err)
+			}
+		}, true, include(0, 1)},
+		{"IN(0,1,2) in one go", group, func(t *testing.T, e *netnslab.Endpoint, addr netip.Addr) {
+			filter(t, e.JoinSource(addr, u[3]), false, u[:3]...)
+		}, true, include(0, 1, 2)},
+		{"IN(0), hidden", group, func(_ *testing.T, e *netnslab.Endpoint, addr netip.Addr) {
+			e.JoinSource(addr, u[0])
+			e.Join(netip.MustParseAddr("ff05::1:1"))
+		}, true, include(0)},
+		{"IN(0), IN(0,1)", channel, func(t *testing.T, e *netnslab.Endpoint, addr netip.Addr) {
+			e.JoinSource(addr, u[0])
+			if err := e.JoinSource(addr, u[0]).AddSource(u[1]); err != nil {
+				t.Fatal(err)
+			}
+		}, true, include(0, 1)},
+		{"IN(0), IN(1)", channel, func(_ *testing.T, e *netnslab.Endpoint, addr netip.Addr) {
+			e.JoinSource(addr, u[0])
+			e.JoinSource(addr, u[1])
+		}, false, include(0, 1)},
+		{"IN(0), EX()", channel, func(_ *testing.T, e *netnslab.Endpoint, addr netip.Addr) {
+			e.JoinSource(addr, u[0])
+			e.Join(addr)
+		}, false, anything},
+		{"IN(0,0), EX()", group, func(t *testing.T, e *netnslab.Endpoint, addr netip.Addr) { // looks like {IN(0), IN(0)}
+			filter(t, e.JoinSource(addr, u[0]), false, u[0], u[0])
+			e.Join(addr)
+		}, false, anything},
+		{"EX()", group, func(_ *testing.T, e *netnslab.Endpoint, addr netip.Addr) {
+			e.Join(addr)
+		}, true, anything},
+		{"EX(0)", group, func(t *testing.T, e *netnslab.Endpoint, addr netip.Addr) {
+			filter(t, e.Join(addr), true, u[0])
+		}, false, exclude(0)},
+		{"IN(0), EX(0)", channel, func(t *testing.T, e *netnslab.Endpoint, addr netip.Addr) {
+			e.JoinSource(addr, u[0])
+			filter(t, e.Join(addr), true, u[0])
+		}, false, anything},
+		{"IN(0), which was EX()", group, func(t *testing.T, e *netnslab.Endpoint, addr netip.Addr) {
+			filter(t, e.Join(addr), false, u[0])
+		}, true, include(0)},
+		{"IN(0), which was beside EX()", group, func(t *testing.T, e *netnslab.Endpoint, addr netip.Addr) {
+			other := e.Join(addr)
+			e.JoinSource(addr, u[0])
+			if err := other.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}, true, include(0)},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			e := pod(t, netnslab.Down)
+			announced(t, e)
+			tc.join(t, e, tc.addr)
+			// What the kernel tells by itself is over.
+			m := newMute(t, e, sources)
+			netnslab.WaitFor(t, "the kernel's repeats", patience, func() (bool, string) {
+				n := dropped(t, m)
+				return n >= 1, fmt.Sprintf("%d dropped packets", n)
+			})
+			wire := e.Peer().Capture(netnslab.MLD)
+			f := followWith(t, e, m, func(c kernel.Change) {
+				if c.Addr.IsInterfaceLocalMulticast() && c.Addr != netip.MustParseAddr("ff01::1") {
+					t.Errorf("the mirror tells of its own address: %+v", c)
+				}
+			}, func(p mld.Packet) {
+				for r := range p.Message.Records.All() {
+					if r.MulticastAddress.IsInterfaceLocalMulticast() {
+						t.Errorf("the kernel would report the mirror's own address: %+v", r)
+					}
+				}
+			})
+			first := anything
+			if tc.proved {
+				first = tc.want
+			}
+			f.equal(e)
+			if c := f.filter(tc.addr); told(c) != first {
+				t.Errorf("%+v is told at first, %05b, want %05b", c, told(c), first)
+			}
+			f.ask(e, m)
+			f.wants(e, tc.addr, tc.want)
+			for _, frame := range wire.Frames() {
+				if !frame.Outgoing {
+					t.Errorf("on the wire: %v", frame)
+				}
+			}
+		})
+	}
+}
+
+// While a program changes the filter of what stands, a mirror that begins never ends with less than is wanted.
+func TestMirrorBeginsAmidChanges(t *testing.T) {
+	t.Parallel()
+	e := pod(t, netnslab.Down)
+	announced(t, e)
+	m := newMute(t, e, sources)
+	member := e.JoinSource(group, u[0])
+	random := rand.New(rand.NewPCG(rand.Uint64(), 0))
+	for i := range 40 {
+		stop := make(chan struct{})
+		var wg sync.WaitGroup
+		var exclude bool
+		var list []netip.Addr
+		wg.Go(func() {
+			for {
+				exclude, list = random.IntN(2) == 0, u[:1+random.IntN(len(u))]
+				if exclude {
+					list = nil
+				}
+				if err := member.SetFilter(exclude, list...); err != nil {
+					t.Error(err)
+				}
+				select {
+				case <-stop:
+					return
+				default:
+				}
+			}
+		})
+		mirror := openMirror(t, e, m)
+		giveUp := time.AfterFunc(patience, func() { mirror.Close() })
+		changes, err := mirror.Next()
+		close(stop)
+		wg.Wait()
+		want := anything
+		if !exclude {
+			want = include([]int{0, 1, 2, 3}[:len(list)]...)
+		}
+		for err == nil && !slices.ContainsFunc(changes, func(c kernel.Change) bool {
+			return c.Addr == group && told(c)&want == want
+		}) {
+			changes, err = mirror.Next()
+		}
+		if err != nil {
+			t.Errorf("round %d: %05b is not told: %v", i, want, err)
+		}
+		giveUp.Stop()
+		mirror.Close()
+	}
+}
+
 // A record with more sources than a packet holds comes in parts.
 func TestV2_47_MirrorManySources(t *testing.T) {
 	t.Parallel()
