@@ -136,6 +136,39 @@ func TestWorkerReplaced(t *testing.T) {
 	}
 }
 
+// What is wanted from one source alone, by the network or by an application, is so for the next worker as well: it is never
+// reported for any source, and the entries stay as they are.
+func TestV2_16_WorkerReplacedSources(t *testing.T) {
+	t.Parallel()
+	s := newSegment(t, quietV2, map[string]any{"groups": []string{fmt.Sprintf("%v@%v", goodAddr, groupS)}, "mldVersion": "auto"})
+	alice := s.add("alice")
+	alice.eth0.JoinSource(groupB, goodAddr)
+	entries := func() string { return fmt.Sprint(s.entries(groupS, alice), s.entries(groupB, alice)) }
+	want := fmt.Sprintf("[%v include] [%[1]v include]", goodAddr)
+	s.wait("entries", func() (bool, string) { return entries() == want, entries() })
+	alice.eth0.Join(groupC) // which hides the others from the kernel's list of sources
+	s.wait("entry", func() (bool, string) { return s.inMDB(groupC, alice), "" })
+
+	before, said := s.daemon(), map[netip.Addr]int{groupS: len(s.records(alice, groupS)), groupB: len(s.records(alice, groupB))}
+	if err := unix.Kill(before.PID, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	s.waitWorker(before)
+	for group, n := range said {
+		var all []string
+		s.wait("what stands, told once more", func() (bool, string) {
+			all = s.records(alice, group)[n:]
+			return slices.ContainsFunc(all, func(r string) bool { return strings.HasPrefix(r, "IS_") }), fmt.Sprint(all)
+		})
+		if slices.ContainsFunc(all, func(r string) bool { return strings.Contains(r, "_EX") }) {
+			t.Errorf("%v was reported for any source: %q", group, all)
+		}
+	}
+	if got := entries(); got != want {
+		t.Errorf("the MDB has %s, want %s", got, want)
+	}
+}
+
 func lastField(s string) string {
 	fields := strings.Fields(s)
 	return fields[len(fields)-1]
