@@ -1,7 +1,7 @@
 // Noop is a CNI plugin that does nothing but pass the previous result on: the least that any plugin costs. With key
 // socket, the path of a server that answers a line with a line, it makes one call before: the least that a plugin with a
-// daemon costs. With key runDir the call is one to mldd, that of a DEL with nothing to detach, and how long it took is
-// in the file of key took.
+// daemon costs. With key runDir the call is one to mldd, that of a DEL with nothing to detach. How long a call took is
+// in the file of key took, if there is one.
 package main
 
 import (
@@ -61,14 +61,15 @@ func del(args *skel.CmdArgs) error {
 }
 
 func call(c *config, args *skel.CmdArgs) error {
+	var err error
+	begin := time.Now()
 	switch {
 	case c.Socket != "":
-		return callPlain(c.Socket)
-	case c.RunDir == "":
-		return nil
+		err = callPlain(c.Socket)
+	case c.RunDir != "":
+		err = callDaemon(c, args)
 	}
-	begin := time.Now()
-	if err := callDaemon(c, args); err != nil {
+	if err != nil || c.Took == "" {
 		return err
 	}
 	return os.WriteFile(c.Took, []byte(time.Since(begin).String()), 0o600)
