@@ -114,6 +114,8 @@ func TestV1_30_V2_61_B6_LifeOfALink(t *testing.T) {
 			name: "link-local address that somebody else has",
 			prepare: func(l *life) {
 				runIn(l.tb, l.good.Node, "ip", "addr", "add", linkLocal(l).String(), "dev", "eth0", "nodad")
+				node := solicited(linkLocal(l).Addr())
+				l.wait("entry, by which the question gets there", func() (bool, string) { return l.inMDB(node, l.good), node.String() })
 				l.sysctl("accept_dad", "1")
 			},
 			begin: func(l *life) {
