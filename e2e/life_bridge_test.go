@@ -108,7 +108,17 @@ func TestV2_49_V2_54_V2_66_V2_67_LifeOfVersions(t *testing.T) {
 	l := liveOn(t, "MLDv2", netnslab.BridgeOptions{
 		Querier: 2, QueryInterval: time.Second, QueryResponseInterval: 200 * time.Millisecond, StartupQueryCount: 1,
 	}, nil)
-	l.waitKind("answer of version 2", time.Now(), reportV2)
+	ready := time.Now()
+	l.wait("Query of the bridge's", func() (bool, string) { // from which the time of version 1 is computed, and not from the router's
+		return slices.ContainsFunc(l.alice.heard.Frames(), func(f netnslab.Frame) bool {
+			if f.ICMPv6() != 130 || !f.Time.After(ready) {
+				return false
+			}
+			p, err := mld.Parse(f.IPv6(), 0)
+			return err == nil && p.Src != routerAddr && p.Message.Version == mld.Version2
+		}), ""
+	})
+	l.waitKind("answer of version 2", ready, reportV2)
 	begin := time.Now()
 	l.run("ip", "link", "set", "dev", "cni0", "type", "bridge", "mcast_mld_version", "1")
 	l.waitKind("answer of version 1", begin, report)
