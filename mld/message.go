@@ -217,6 +217,12 @@ func isUnspecified(b []byte) bool { return [16]byte(b) == [16]byte{} }
 // for link-local too.)
 func isLinkLocal(b []byte) bool { return b[0] == 0xfe && b[1]&0xc0 == 0x80 }
 
+// SolicitedNode tells whether addr is a solicited-node multicast address, ff02::1:ff00:0/104, which comes and goes with
+// unicast addresses (RFC 4291 section 2.7.1).
+func SolicitedNode(addr netip.Addr) bool { return solicitedNode.Contains(addr) }
+
+var solicitedNode = netip.MustParsePrefix("ff02::1:ff00:0/104")
+
 // SourceSpecific tells whether addr is in the range that IANA has set aside for source-specific multicast, ff3x::/32
 // with any scope x (V2-74, RFC 4607 section 1).
 func SourceSpecific(addr netip.Addr) bool {

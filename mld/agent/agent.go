@@ -416,13 +416,10 @@ func (a *Agent) look() error {
 // lookAfter looks at the link if a solicited-node address has come or gone, and with it a unicast address: nothing is to
 // be said from one that has gone a moment ago.
 func (a *Agent) lookAfter(changes []kernel.Change) {
-	if slices.ContainsFunc(changes, func(c kernel.Change) bool { return solicitedNode.Contains(c.Addr) }) {
+	if slices.ContainsFunc(changes, func(c kernel.Change) bool { return mld.SolicitedNode(c.Addr) }) {
 		_ = a.look()
 	}
 }
-
-// solicitedNode are the solicited-node multicast addresses (RFC 4291 section 2.7.1).
-var solicitedNode = netip.MustParsePrefix("ff02::1:ff00:0/104")
 
 func (a *Agent) setLink(now time.Time, s link.State) {
 	a.notice(Event{Kind: EventLink, Link: s, Before: a.link})
@@ -549,7 +546,7 @@ func (a *Agent) Listen(ctx context.Context, id listener.SubscriberID, addr netip
 func (a *Agent) takeIn(id listener.SubscriberID, addr netip.Addr, f listener.Filter) error {
 	m := membership{id, addr}
 	_, done := a.takenIn[m]
-	leave := f.Mode == listener.Include && len(f.Sources) == 0
+	leave := f.WantsNothing()
 	switch {
 	case done && leave:
 		delete(a.takenIn, m)

@@ -40,7 +40,7 @@ func (v *voice) listen(now time.Time, id listener.SubscriberID, addr netip.Addr,
 		}
 	}
 	others := slices.DeleteFunc(v.wanted[addr], func(s subscription) bool { return s.id == id })
-	if leave := f.Mode == listener.Include && len(f.Sources) == 0; !leave {
+	if !f.WantsNothing() {
 		others = append(others, subscription{id, f})
 	}
 	if v.wanted == nil {

@@ -561,15 +561,12 @@ func (a *allowed) after(kind mld.RecordType, addr netip.Addr, sources []netip.Ad
 // among what they tell.
 func announces(records mld.Records) bool {
 	for r := range records.All() {
-		if r.Type == mld.ChangeToExclude && solicitedNode.Contains(r.MulticastAddress) {
+		if r.Type == mld.ChangeToExclude && mld.SolicitedNode(r.MulticastAddress) {
 			return true
 		}
 	}
 	return false
 }
-
-// solicitedNode are the solicited-node multicast addresses (RFC 4291 section 2.7.1).
-var solicitedNode = netip.MustParsePrefix("ff02::1:ff00:0/104")
 
 // record applies a record.
 func (m *Mirror) record(r listRecord, sources []netip.Addr, continued bool) {
@@ -729,7 +726,7 @@ func (m *Mirror) learn(addrs []netip.Addr) error {
 // filtered tells whether a source filter of an address may matter to anybody: not that of one which is never reported,
 // nor that of those which the kernel joins by itself.
 func filtered(addr netip.Addr) bool {
-	return !addr.IsInterfaceLocalMulticast() && addr != allNodes && !solicitedNode.Contains(addr)
+	return !addr.IsInterfaceLocalMulticast() && addr != allNodes && !mld.SolicitedNode(addr)
 }
 
 var allNodes = netip.IPv6LinkLocalAllNodes()

@@ -32,7 +32,8 @@ type Filter struct {
 // AnySource is the filter of a join without sources, EXCLUDE({}).
 var AnySource = Filter{Mode: Exclude}
 
-func (f Filter) wantsNothing() bool { return f.Mode == Include && len(f.Sources) == 0 }
+// WantsNothing tells whether the filter is INCLUDE({}), by which an address is left.
+func (f Filter) WantsNothing() bool { return f.Mode == Include && len(f.Sources) == 0 }
 
 // wants tells whether an interface's filter lets anything in.
 func wants(mode FilterMode, sources []addr) bool { return mode == Exclude || len(sources) > 0 }

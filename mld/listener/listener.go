@@ -207,13 +207,13 @@ func (l *Listener) listen(now time.Time, id SubscriberID, addr netip.Addr, ssm b
 	t := l.begin(now)
 	slot, ok := l.find(addr.As16())
 	switch {
-	case f.wantsNothing() && !ok:
+	case f.WantsNothing() && !ok:
 		return nil
 	case !ok:
 		slot = l.create(addr, ssm)
 	}
 	was := l.addresses.at(slot).has(listening)
-	if f.wantsNothing() {
+	if f.WantsNothing() {
 		l.addresses.unsubscribe(slot, id)
 	} else {
 		l.addresses.subscribe(slot, id, f)

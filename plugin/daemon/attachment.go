@@ -8,7 +8,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -393,7 +392,7 @@ func (d *Daemon) gc(ctx context.Context, r *api.Request) error {
 		key.Network = r.Network
 		valid[key] = true
 	}
-	slices.SortFunc(keys, func(a, b api.Attachment) int { return strings.Compare(a.String(), b.String()) })
+	slices.SortFunc(keys, compareKeys)
 	keys = slices.DeleteFunc(slices.Compact(keys), func(key api.Attachment) bool { return valid[key] })
 	errs := make([]error, len(keys))
 	var work sync.WaitGroup

@@ -17,7 +17,7 @@ import (
 const maxAsked = 16
 
 // metrics describes what is collected. Where RFC 8652 (ietf-igmp-mld) has a name for something, it is this name: received,
-// sent and error below statistics, groups-count, robustness-variable.
+// sent and error below statistics, groups-count.
 type metrics struct {
 	daemon *Daemon
 
@@ -61,16 +61,13 @@ func (m *metrics) Describe(descs chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector. An interface that does not answer in time is left out.
 func (m *metrics) Collect(out chan<- prometheus.Metric) {
-	gauge := func(desc *prometheus.Desc, n int, labels ...string) {
-		out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(n), labels...)
-	}
 	d := m.daemon
 	d.mu.Lock()
 	attachments, interfaces := len(d.attachments), slices.Collect(maps.Values(d.interfaces))
 	d.mu.Unlock()
-	gauge(m.build, 1, d.cfg.Version)
-	gauge(m.attachments, attachments)
-	gauge(m.interfaces, len(interfaces))
+	gauge(out, m.build, 1, d.cfg.Version)
+	gauge(out, m.attachments, attachments)
+	gauge(out, m.interfaces, len(interfaces))
 
 	ctx, cancel := context.WithTimeout(context.Background(), workTimeout)
 	defer cancel()
@@ -119,7 +116,10 @@ func (m *metrics) collect(out chan<- prometheus.Metric, s agent.State, of api.At
 			}
 		}
 	}
-	for desc, n := range map[*prometheus.Desc]int{m.groups: groups, m.unreported: unreported} {
-		out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(n), name...)
-	}
+	gauge(out, m.groups, groups, name...)
+	gauge(out, m.unreported, unreported, name...)
+}
+
+func gauge(out chan<- prometheus.Metric, desc *prometheus.Desc, n int, labels ...string) {
+	out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(n), labels...)
 }

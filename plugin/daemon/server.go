@@ -104,10 +104,7 @@ func (d *Daemon) serve(ctx context.Context, conn *net.UnixConn) error {
 				return err
 			}
 		}
-		if err := conn.SetWriteDeadline(time.Now().Add(d.patience)); err != nil {
-			return err
-		}
-		if err := api.WriteAnswer(conn, answer); err != nil {
+		if err := d.answer(conn, answer); err != nil {
 			return err
 		}
 		if fault != nil {

@@ -25,14 +25,14 @@ func (d *Daemon) stream(ctx context.Context, conn *net.UnixConn, r *api.Request)
 		var err error
 		if host, err = netns.FromFile(file); err != nil {
 			fault := types.NewError(types.ErrIOFailure, fmt.Sprintf("the caller's own namespace: %v", err), "")
-			return d.write(conn, func() error { return api.WriteAnswer(conn, &api.Answer{Error: fault}) })
+			return d.answer(conn, &api.Answer{Error: fault})
 		}
 		defer host.Close()
 	}
 	if r.Op == api.OpWatch {
 		return d.watch(ctx, conn, r, host)
 	}
-	if err := d.write(conn, func() error { return api.WriteAnswer(conn, &api.Answer{}) }); err != nil {
+	if err := d.answer(conn, &api.Answer{}); err != nil {
 		return err
 	}
 	say := func(l *api.Line) error { return d.write(conn, func() error { return api.WriteLine(conn, l) }) }
@@ -54,6 +54,11 @@ func (d *Daemon) stream(ctx context.Context, conn *net.UnixConn, r *api.Request)
 		return say(&api.Line{Error: fault})
 	}
 	return say(&api.Line{End: true})
+}
+
+// answer answers a request.
+func (d *Daemon) answer(conn *net.UnixConn, a *api.Answer) error {
+	return d.write(conn, func() error { return api.WriteAnswer(conn, a) })
 }
 
 // write writes to a client that has to take it in time.

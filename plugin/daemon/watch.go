@@ -112,19 +112,19 @@ func (w *watchers) take(one *watcher) []*api.Event {
 func (d *Daemon) watch(ctx context.Context, conn *net.UnixConn, r *api.Request, host *netns.Namespace) error {
 	w, err := d.watchers.enter(r.Attachment)
 	if err != nil {
-		return d.write(conn, func() error { return api.WriteAnswer(conn, &api.Answer{Error: asTypesError(err)}) })
+		return d.answer(conn, &api.Answer{Error: asTypesError(err)})
 	}
 	defer d.watchers.leave(w)
 	monitor, err := bridge.OpenMonitor(host)
 	if err != nil {
-		return d.write(conn, func() error { return api.WriteAnswer(conn, &api.Answer{Error: asTypesError(err)}) })
+		return d.answer(conn, &api.Answer{Error: asTypesError(err)})
 	}
 	var helpers sync.WaitGroup
 	defer helpers.Wait()
 	defer monitor.Close()
 	table := d.newTable(host)
 	helpers.Go(func() { d.followMDB(monitor, table, w) })
-	if err := d.write(conn, func() error { return api.WriteAnswer(conn, &api.Answer{}) }); err != nil {
+	if err := d.answer(conn, &api.Answer{}); err != nil {
 		return err
 	}
 
