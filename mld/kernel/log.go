@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"time"
 
@@ -56,6 +57,9 @@ func openLog(ns *netns.Namespace, ifindex int) (*netlink.Conn, error) {
 	if err == nil {
 		header := binary.BigEndian.AppendUint16([]byte{unix.AF_INET6, unix.NFNETLINK_V0}, logGroup(ifindex))
 		err = configure(c, append(header, attrs...))
+	}
+	if errors.Is(err, unix.EPERM) { // the mute was allowed; a socket of its owner before may go a moment after that mute
+		err = fmt.Errorf("%w: its log belongs to another socket still: %w", ErrMuted, err)
 	}
 	if err != nil {
 		_ = c.Close()

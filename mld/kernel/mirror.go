@@ -138,6 +138,8 @@ func dialRoute(ns *netns.Namespace) (c *netlink.Conn, err error) {
 // as one of any source. Where the kernel has no events, the mirror takes the hints of a mute that was made with them,
 // or for sources, which tells a join when the kernel would have reported it and a leave within 100 ms of that; without
 // such a mute, and in the kernel's MLDv1 mode, in which it may leave without a word, it reads the list every second.
+//
+// The error wraps [ErrMuted] where another mirror has the log of the mute, or of one before it, still.
 func OpenMirror(ns *netns.Namespace, ifindex int, mute *Mute) (*Mirror, error) {
 	m := &Mirror{
 		ns: ns, index: ifindex, stale: true,

@@ -572,7 +572,12 @@ func TestOpenMirrorWhileTheKernelReports(t *testing.T) {
 		}
 	}()
 	for range 200 {
-		m, err := kernel.OpenMirror(e.Node().Netns(), e.Index(), mute)
+		var m *kernel.Mirror
+		var err error
+		netnslab.WaitFor(t, "the log", patience, func() (bool, string) { // the former socket lives on in a child that is being started
+			m, err = kernel.OpenMirror(e.Node().Netns(), e.Index(), mute)
+			return !errors.Is(err, kernel.ErrMuted), fmt.Sprint(err)
+		})
 		if err != nil {
 			t.Error(err)
 			break
@@ -583,4 +588,19 @@ func TestOpenMirrorWhileTheKernelReports(t *testing.T) {
 	}
 	close(stop)
 	<-stopped
+}
+
+// A log that belongs to another socket is told as a mute that does: whoever follows another one waits for both.
+func TestOpenMirrorTwice(t *testing.T) {
+	t.Parallel()
+	e := pod(t)
+	mute := newMute(t, e, sources)
+	m, err := kernel.OpenMirror(e.Node().Netns(), e.Index(), mute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	if _, err := kernel.OpenMirror(e.Node().Netns(), e.Index(), mute); !errors.Is(err, kernel.ErrMuted) {
+		t.Errorf("%v, want kernel.ErrMuted", err)
+	}
 }
