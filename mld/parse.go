@@ -12,8 +12,8 @@ const (
 	// AcceptNoRouterAlert accepts a Hop-by-Hop Options header whose Router Alert has any value, stands
 	// there more than once or not at all, and a packet that has no such header (K25).
 	AcceptNoRouterAlert
-	// AcceptQueryLength takes every Query of 24 octets or more for one of version 1, as a listener does that
-	// knows no other version (K21).
+	// AcceptQueryLength takes every Query of 24 octets or more that is none of version 2 for one of version 1, as
+	// a listener does that knows no other version (V1-2, K21).
 	AcceptQueryLength
 	// AcceptUnspecified accepts every type of message from "::", as a snooping switch does.
 	AcceptUnspecified
@@ -167,32 +167,38 @@ func (m *Message) parseQuery(b []byte, accept Accept) Reason {
 	group := b[8:v1Len]
 	general := isUnspecified(group)
 
-	// The length alone tells the version (V2-7).
-	switch {
-	case len(b) == v1Len || accept&AcceptQueryLength != 0:
-		m.Version = Version1
-	case len(b) < queryV2Len:
-		return ReasonQueryLength
-	default:
-		m.Version = Version2
-		n := int(binary.BigEndian.Uint16(b[26:]))
-		end := queryV2Len + SourceLen*n
-		if end > len(b) {
-			return ReasonSourceCount // V2-8
+	m.Version = Version1
+	if len(b) > v1Len { // the length alone tells the version (V2-7)
+		if r := m.parseQueryV2(b, general); r != 0 && accept&AcceptQueryLength == 0 {
+			return r
 		}
-		if general && n > 0 {
-			return ReasonGeneralSources // V2-9
-		}
-		m.Sources = Sources{b[queryV2Len:end:end]} // what follows is additional data (V2-4)
-		m.SuppressRouterProcessing = b[24]&0x08 != 0
-		m.QRV = b[24] & 0x07
-		m.QQIC = b[25]
 	}
 	if !general && !isMulticast(group) {
 		return ReasonMulticastAddress // V2-10, K28
 	}
 	m.MulticastAddress = addrAt(group)
 	m.MaxResponseCode = binary.BigEndian.Uint16(b[4:])
+	return 0
+}
+
+// parseQueryV2 decodes what version 2 has added to a Query.
+func (m *Message) parseQueryV2(b []byte, general bool) Reason {
+	if len(b) < queryV2Len {
+		return ReasonQueryLength
+	}
+	n := int(binary.BigEndian.Uint16(b[26:]))
+	end := queryV2Len + SourceLen*n
+	if end > len(b) {
+		return ReasonSourceCount // V2-8
+	}
+	if general && n > 0 {
+		return ReasonGeneralSources // V2-9
+	}
+	m.Version = Version2
+	m.Sources = Sources{b[queryV2Len:end:end]} // what follows is additional data (V2-4)
+	m.SuppressRouterProcessing = b[24]&0x08 != 0
+	m.QRV = b[24] & 0x07
+	m.QQIC = b[25]
 	return 0
 }
 

@@ -151,8 +151,13 @@ func TestMemberships(t *testing.T) {
 		if diff := cmp.Diff([]string{"a", "b"}, next()); diff != "" {
 			t.Error(diff)
 		}
-		time.AfterFunc(time.Second, func() { m.Tell("c", "d"); m.Tell("e") })
-		if diff := cmp.Diff([]string{"c", "d", "e"}, next()); diff != "" {
+		time.AfterFunc(time.Second, func() { m.Tell("c") })
+		if diff := cmp.Diff([]string{"c"}, next()); diff != "" {
+			t.Error(diff)
+		}
+		m.Tell("d", "e")
+		m.Tell("f")
+		if diff := cmp.Diff([]string{"d", "e", "f"}, next()); diff != "" {
 			t.Error(diff)
 		}
 		time.AfterFunc(time.Second, func() { m.Close() })

@@ -126,10 +126,20 @@ func (l *Listener) queueChange(t int64, slot uint32) {
 		l.changes.push(slot)
 	}
 	if l.addresses.untold(slot) > 1 {
-		l.timers.set(&l.addresses, slot, reportTimer, l.dueWithin(t, l.unsolicitedReportInterval()))
+		l.timers.set(&l.addresses, slot, reportTimer, l.repeatDue(t))
 	} else {
 		l.timers.stop(&l.addresses, slot, reportTimer)
 	}
+}
+
+// repeatDue draws when a change is told again (V2-26). The changes of one instant share it, so that what is joined
+// together is told together each time, and not in a Report for each address: a bridge passes every Report to all its
+// ports.
+func (l *Listener) repeatDue(t int64) int64 {
+	if l.repeat.at != t || l.repeat.due <= t {
+		l.repeat.at, l.repeat.due = t, l.dueWithin(t, l.unsolicitedReportInterval())
+	}
+	return l.repeat.due
 }
 
 func (t *table) forgetChange(slot uint32) {

@@ -117,7 +117,7 @@ func (l *Listener) checkEntry(slot uint32) error {
 	switch {
 	case e.mode() != mode || !slices.Equal(l.addresses.sources(slot), sources):
 		return fmt.Errorf("the subscribers want %v(%x), the interface has %v(%x)", mode, sources, e.mode(), l.addresses.sources(slot))
-	case !e.has(reportable) && (e.timer != 0 || e.has(otherReporter|repeating|reported|changeQueued|answerQueued) ||
+	case !e.has(reportable) && (e.timer != 0 || e.has(otherReporter|repeating|reported|changeQueued|answerQueued|reportQueued) ||
 		untold != 0 || m != nil && m.answer != 0):
 		return fmt.Errorf("silent for good, but with something to say")
 	case !e.has(listening) && untold == 0 && !e.has(changeQueued):

@@ -135,13 +135,14 @@ type Listener struct {
 	buf     []byte          // of the one being built
 
 	// MLDv2.
-	general   int64         // when the Interface Timer ends; never: it does not run
-	current   sweep         // the general answer being sent
-	changes   queue[uint32] // addresses with a State Change Report to be sent
-	specific  queue[uint32] // addresses with an answer to a specific Query to be sent
-	records   records       // of the address whose turn it is
-	recordsOf Cause         // what they are for
-	allow     []addr        // sources of those records
+	general   int64                   // when the Interface Timer ends; never: it does not run
+	current   sweep                   // the general answer being sent
+	changes   queue[uint32]           // addresses with a State Change Report to be sent
+	repeat    struct{ at, due int64 } // when the changes of an instant are told again
+	specific  queue[uint32]           // addresses with an answer to a specific Query to be sent
+	records   records                 // of the address whose turn it is
+	recordsOf Cause                   // what they are for
+	allow     []addr                  // sources of those records
 	block     []addr
 	writer    mld.ReportWriter
 
@@ -182,20 +183,32 @@ var ErrSourceSpecific = errors.New("the address is for source-specific multicast
 // V2-18). An error changes nothing: it says that addr is not an IPv6 multicast address or has a zone, that a source
 // is not an IPv6 unicast address, or it wraps [ErrSourceSpecific].
 func (l *Listener) Listen(now time.Time, id SubscriberID, addr netip.Addr, f Filter) error {
-	ssm := l.cfg.SourceSpecific(addr)
-	if ssm && f.Mode == Exclude {
+	if err := l.Validate(addr, f); err != nil {
+		return err
+	}
+	l.listen(now, id, addr, f)
+	return nil
+}
+
+// Validate returns the error that Listen would return.
+func (l *Listener) Validate(addr netip.Addr, f Filter) error {
+	if l.cfg.SourceSpecific(addr) && f.Mode == Exclude {
 		return fmt.Errorf("listener: %v: %w", addr, ErrSourceSpecific)
 	}
-	return l.listen(now, id, addr, ssm, f)
+	return check(addr, f)
 }
 
 // Mirror is Listen for a membership that stands already, in the kernel's own listener: an any-source request for an
 // SSM address is reported as the kernel would, and not refused.
 func (l *Listener) Mirror(now time.Time, id SubscriberID, addr netip.Addr, f Filter) error {
-	return l.listen(now, id, addr, l.cfg.SourceSpecific(addr), f)
+	if err := check(addr, f); err != nil {
+		return err
+	}
+	l.listen(now, id, addr, f)
+	return nil
 }
 
-func (l *Listener) listen(now time.Time, id SubscriberID, addr netip.Addr, ssm bool, f Filter) error {
+func check(addr netip.Addr, f Filter) error {
 	if !addr.Is6() || addr.Is4In6() || !addr.IsMulticast() || addr.Zone() != "" {
 		return fmt.Errorf("listener: %v is not an IPv6 multicast address without a zone", addr)
 	}
@@ -204,13 +217,17 @@ func (l *Listener) listen(now time.Time, id SubscriberID, addr netip.Addr, ssm b
 			return fmt.Errorf("listener: %v: source %v is not an IPv6 unicast address without a zone", addr, s)
 		}
 	}
+	return nil
+}
+
+func (l *Listener) listen(now time.Time, id SubscriberID, addr netip.Addr, f Filter) {
 	t := l.begin(now)
 	slot, ok := l.find(addr.As16())
 	switch {
 	case f.WantsNothing() && !ok:
-		return nil
+		return
 	case !ok:
-		slot = l.create(addr, ssm)
+		slot = l.create(addr, l.cfg.SourceSpecific(addr))
 	}
 	was := l.addresses.at(slot).has(listening)
 	if f.WantsNothing() {
@@ -220,7 +237,6 @@ func (l *Listener) listen(now time.Time, id SubscriberID, addr netip.Addr, ssm b
 	}
 	l.recount(slot, was)
 	l.changed(t, slot)
-	return nil
 }
 
 func (l *Listener) create(addr netip.Addr, ssm bool) (slot uint32) {
@@ -308,7 +324,11 @@ func (l *Listener) armRepeat(t int64, slot uint32) {
 func (l *Listener) reportV1(slot uint32, cause Cause) {
 	e := l.addresses.at(slot)
 	if l.canSend() {
-		l.send(outgoing{addr: e.addr, slot: slot, cause: cause})
+		// A Report that waits is an answer too: whoever asks faster than we send must not fill the queue.
+		if cause != CauseAnswer || !e.has(reportQueued) {
+			e.set(reportQueued)
+			l.send(outgoing{addr: e.addr, slot: slot, cause: cause})
+		}
 	} else if l.cfg.Profile == RFC {
 		e.set(otherReporter) // nobody has heard of us; the announcement that follows will clear it
 		return
@@ -392,7 +412,7 @@ func (l *Listener) Advance(now time.Time) {
 	l.settleCancelled()
 	l.advanceAnnouncement()
 	l.advanceAnswers()
-	if l.general <= t {
+	if l.general <= t && !l.current.running { // else the one before would never come to its end
 		l.general = never
 		l.current = sweep{running: l.canSend()}
 	}

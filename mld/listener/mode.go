@@ -18,6 +18,15 @@ const never = 1<<63 - 1
 // Version is the version that the listener speaks now: its Host Compatibility Mode (RFC 9777 section 8.2.1).
 func (l *Listener) Version() mld.Version { return l.version }
 
+// OlderVersionQuerierPresent tells until when MLDv1 is spoken because a querier speaks it, if that asks no more (RFC 9777
+// section 8.2.1); the zero Time where MLDv2 is spoken, or nothing else ever.
+func (l *Listener) OlderVersionQuerierPresent() time.Time {
+	if l.older == never {
+		return time.Time{}
+	}
+	return l.base.Add(time.Duration(l.older))
+}
+
 // heardOlder is told of every Query of version 1 that a listener with a choice hears, whatever it asks for (V2-49).
 func (l *Listener) heardOlder(t int64) {
 	// V2-68: the Older Version Querier Present Timeout.

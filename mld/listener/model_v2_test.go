@@ -32,6 +32,7 @@ type node2 struct {
 	interfaceTimer   time.Duration
 	robustness       int
 	queryInterval    time.Duration
+	repeat           struct{ at, due time.Duration } // of what changes at the same time
 	responseInterval time.Duration
 
 	records  []wantRecord
@@ -256,7 +257,10 @@ func (n *node2) tell(t time.Duration, addr netip.Addr) {
 		}
 	}
 	if g.filterModeCounter > 0 || len(g.retransmission) > 0 {
-		g.retransmitTimer = n.draw(t, n.unsolicited())
+		if n.repeat.at != t || n.repeat.due <= t { // what changes at the same time is told again at the same time
+			n.repeat.at, n.repeat.due = t, n.draw(t, n.unsolicited())
+		}
+		g.retransmitTimer = n.repeat.due
 	}
 }
 
@@ -722,6 +726,13 @@ func (c *machine2) compare(t *rapid.T) {
 	}
 	if c.l.Version() != c.m.mode || c.l.Slots() != len(c.m.groups) {
 		t.Fatalf("at %v: version %d, %d addresses, want %d, %d", c.now, c.l.Version(), c.l.Slots(), c.m.mode, len(c.m.groups))
+	}
+	var older time.Time
+	if c.m.olderQuerier != none {
+		older = epoch.Add(c.m.olderQuerier)
+	}
+	if got := c.l.OlderVersionQuerierPresent(); !got.Equal(older) {
+		t.Fatalf("at %v: version 1 until %v, want %v", c.now, got, older)
 	}
 	if err := c.l.Check(); err != nil {
 		t.Fatalf("at %v: %v", c.now, err)

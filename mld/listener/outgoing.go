@@ -84,21 +84,27 @@ func (l *Listener) send(o outgoing) { l.out.push(o) }
 
 // nextV1 builds the next message of version 1.
 func (l *Listener) nextV1(p *Packet) bool {
-	if l.out.len == 0 {
-		return false
+	for l.out.len > 0 {
+		o, _ := l.out.pop()
+		if e := l.addresses.at(o.slot); o.cause != CauseLeft && e.addr == o.addr {
+			e.clear(reportQueued)
+		}
+		if l.version != mld.Version1 && (o.cause == CauseAnswer || o.cause == CauseRepeat) {
+			continue // V2-53
+		}
+		a := netip.AddrFrom16(o.addr)
+		p.Dst, p.Addr, p.Cause = a, a, o.cause // V1-8, K60
+		if o.cause == CauseLeft {
+			p.Dst = mld.AllRouters // V1-9, K60
+			l.buf = mld.AppendDone(l.buf[:0], l.source, a)
+		} else {
+			l.buf = mld.AppendReport(l.buf[:0], l.source, a)
+			l.noteReported(o.slot, o.addr)
+		}
+		p.Bytes = l.buf
+		return true
 	}
-	o, _ := l.out.pop()
-	a := netip.AddrFrom16(o.addr)
-	p.Dst, p.Addr, p.Cause = a, a, o.cause // V1-8, K60
-	if o.cause == CauseLeft {
-		p.Dst = mld.AllRouters // V1-9, K60
-		l.buf = mld.AppendDone(l.buf[:0], l.source, a)
-	} else {
-		l.buf = mld.AppendReport(l.buf[:0], l.source, a)
-		l.noteReported(o.slot, o.addr)
-	}
-	p.Bytes = l.buf
-	return true
+	return false
 }
 
 // A record is a Multicast Address Record to be sent.

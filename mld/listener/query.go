@@ -161,15 +161,19 @@ func (l *Listener) receiveQueryV2(t int64, m *mld.Message, mrd time.Duration) {
 	if !ok || !l.addresses.concerns(slot, m.Sources) {
 		return // V2-34
 	}
-	x := l.addresses.extend(slot)
+	x, queued := l.addresses.extend(slot), l.addresses.at(slot).has(answerQueued)
 	switch asked := m.Sources; {
-	case x.answer == 0: // V2-37, rule 3
+	case x.answer == 0 && !queued: // V2-37, rule 3
 		x.asked = appendAsked(nil, asked)
 	case asked.Len() == 0 || len(x.asked) == 0: // V2-38, rule 4
 		x.asked = nil
-		due = min(due, l.timers.due(x.answer))
 	default: // V2-39, rule 5
 		x.asked = appendAsked(x.asked, asked)
+	}
+	switch {
+	case queued: // the earlier time has come already
+		return
+	case x.answer != 0: // V2-38, V2-39: the earlier of the two
 		due = min(due, l.timers.due(x.answer))
 	}
 	l.timers.set(&l.addresses, slot, answerTimer, due)

@@ -389,3 +389,52 @@ func TestSameCallsSameOctets(t *testing.T) {
 		t.Error("another seed changes nothing")
 	}
 }
+
+// Queries that come faster than their answers can be sent do not pile these up: anybody on the link can ask, and a Report
+// that waits to be sent answers all of them.
+func TestV1_15_AnswersDoNotPileUp(t *testing.T) {
+	const n, burst, queries = 500, 64, 1000
+	for _, mrd := range []uint16{0, 1} {
+		l, err := listener.New(listener.Config{Version: mld.Version1}, rand.New(rand.NewPCG(1, 2)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.SetSource(epoch, own)
+		for i := range n {
+			if err := l.Listen(epoch, 1, address(i), listener.AnySource); err != nil {
+				t.Fatal(err)
+			}
+		}
+		now := epoch
+		sent := make(map[netip.Addr]int) // since the last Query
+		for range queries {
+			clear(sent)
+			now = now.Add(time.Millisecond)
+			l.Receive(now, other, generalQuery(mrd))
+			l.Advance(now)
+			for p := range l.Outgoing() {
+				if sent[p.Addr]++; len(sent) == burst {
+					break
+				}
+			}
+		}
+		for ok := true; ok; {
+			for p := range l.Outgoing() {
+				sent[p.Addr]++
+			}
+			var deadline time.Time
+			if deadline, ok = l.NextDeadline(); deadline.After(now) {
+				now = deadline
+			}
+			l.Advance(now)
+		}
+		for addr, times := range sent {
+			if times > 2 {
+				t.Fatalf("delay %d: %v was to be reported %d times more", mrd, addr, times)
+			}
+		}
+		if len(sent) != n {
+			t.Errorf("delay %d: %d addresses were reported, want %d", mrd, len(sent), n)
+		}
+	}
+}

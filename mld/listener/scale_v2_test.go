@@ -317,3 +317,160 @@ func TestV2_63_NoLeak(t *testing.T) {
 		t.Errorf("%d addresses are left over", l.Slots())
 	}
 }
+
+// Queries that come while a general answer is still being sent do not make it begin anew each time: every address is
+// told, and the last Query gets an answer of its own.
+func TestV2_35_V2_40_QueryAmidAnswer(t *testing.T) {
+	const n = 400
+	l, err := listener.New(listener.Config{}, rand.New(rand.NewPCG(1, 2)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetMTU(1280)
+	l.SetSource(epoch, own)
+	now := epoch
+	told := make(map[netip.Addr]int)
+	send := func(most int) {
+		for p := range l.Outgoing() {
+			parsed, err := mld.Parse(p.Bytes, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for r := range parsed.Message.Records.All() {
+				told[r.MulticastAddress]++
+			}
+			if most--; most == 0 {
+				return
+			}
+		}
+	}
+	for i := range n {
+		if err := l.Listen(now, 1, address(i), listener.AnySource); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 1000 {
+		send(-1)
+		now = now.Add(10 * time.Millisecond)
+		l.Advance(now)
+	}
+	clear(told)
+	for range n / 61 * 4 { // as many packets as four answers take
+		l.Receive(now, other, generalQueryV2(time.Millisecond, 2, 125))
+		now = now.Add(time.Millisecond)
+		l.Advance(now)
+		send(1)
+	}
+	if len(told) != n {
+		t.Errorf("%d addresses of %d were told", len(told), n)
+	}
+	clear(told)
+	for deadline, ok := l.NextDeadline(); ok; deadline, ok = l.NextDeadline() {
+		if deadline.After(now) {
+			now = deadline
+		}
+		l.Advance(now)
+		send(-1)
+	}
+	if len(told) != n {
+		t.Errorf("%d addresses of %d were told after the last Query", len(told), n)
+	}
+}
+
+// A source-specific Query that comes when the answer to another one is due but not yet sent, as behind many changes, adds
+// to that answer and takes nothing from it.
+func TestV2_38_V2_39_QueryBeforeDueAnswerIsSent(t *testing.T) {
+	group, s1, s2 := address(1), netip.MustParseAddr("fd00::1"), netip.MustParseAddr("fd00::2")
+	for _, tc := range []struct {
+		second []netip.Addr
+		want   []netip.Addr // in the answer
+	}{
+		{[]netip.Addr{s2}, []netip.Addr{s1, s2}},
+		{nil, []netip.Addr{s1, s2}},
+	} {
+		l, err := listener.New(listener.Config{Robustness: 1}, rand.New(rand.NewPCG(1, 2)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.SetSource(epoch, own)
+		if err := l.Listen(epoch, 1, group, listener.Filter{Sources: []netip.Addr{s1, s2}}); err != nil {
+			t.Fatal(err)
+		}
+		for range l.Outgoing() {
+		}
+		now := epoch
+		ask := func(sources ...netip.Addr) {
+			packet := mld.AppendQuery(nil, other, group, mld.Query{
+				Version: mld.Version2, MulticastAddress: group, MaxResponseCode: 1000, QRV: 1, Sources: sources,
+			})
+			p, err := mld.Parse(packet, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.Receive(now, p.Src, p.Message)
+		}
+		ask(s1)
+		now = now.Add(time.Second)
+		l.Advance(now)
+		ask(tc.second...)
+		var got []netip.Addr
+		for p := range l.Outgoing() {
+			parsed, err := mld.Parse(p.Bytes, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for r := range parsed.Message.Records.All() {
+				got = slices.AppendSeq(got, r.Sources.All())
+			}
+		}
+		if !slices.Equal(got, tc.want) {
+			t.Errorf("asked for %v, and then for %v: the answer tells %v, want %v", s1, tc.second, got, tc.want)
+		}
+		if deadline, ok := l.NextDeadline(); ok {
+			t.Errorf("asked for %v, and then for %v: something is due at %v", s1, tc.second, deadline)
+		}
+		if err := l.Check(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// What waits to be sent when version 1 ends is cancelled, but for the first Report of an address: there is no other.
+func TestV2_53_AnswersWaitingToBeSent(t *testing.T) {
+	const n = 200
+	l, err := listener.New(listener.Config{}, rand.New(rand.NewPCG(1, 2)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetSource(epoch, own)
+	listen := func(from, to int) {
+		t.Helper()
+		for i := from; i < to; i++ {
+			if err := l.Listen(epoch, 1, address(i), listener.AnySource); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	drain := func() (reports []netip.Addr) {
+		for p := range l.Outgoing() {
+			if p.Records == 0 {
+				reports = append(reports, p.Addr)
+			}
+		}
+		return reports
+	}
+	listen(0, n)
+	drain()
+	l.Receive(epoch, other, generalQueryV2(0, 1, 1)) // version 1 is to last a second
+	l.Receive(epoch, other, generalQuery(0))
+	listen(n, n+1)
+	now := epoch.Add(time.Second)
+	l.Advance(now)
+	if got := drain(); l.Version() != mld.Version2 || !slices.Equal(got, []netip.Addr{address(n)}) {
+		t.Errorf("%d Reports of version 1 in version %d, want that of %v", len(got), l.Version(), address(n))
+	}
+	l.Receive(now, other, generalQuery(0))
+	if got := drain(); len(got) != n+1 {
+		t.Errorf("%d answers in version 1 later on, want %d", len(got), n+1)
+	}
+}

@@ -68,6 +68,7 @@ const (
 	extended                         // table.mores has more
 	changeQueued                     // a State Change Report is to be sent
 	answerQueued                     // an answer to a specific Query is to be sent
+	reportQueued                     // MLDv1: a Report is to be sent
 )
 
 func (e *entry) has(f flags) bool { return e.flags&f != 0 }

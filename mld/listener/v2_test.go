@@ -202,6 +202,22 @@ var v2Scenarios = []struct {
 		1ns  > TO_EX(ff05::8)
 		2ns  > TO_EX(ff05::8)
 	`},
+	{rule: "V2-26", name: "changes of one instant are repeated in one Report, later ones at a time of their own", cfg: listener.Config{Robustness: 3}, transcript: `
+		0s     source fe80::a
+		0s     draw 1/2
+		0s     listen ff05::8 EX()
+		0s     > TO_EX(ff05::8)
+		0s     draw 1/4
+		0s     listen ff05::9 EX()
+		0s     > TO_EX(ff05::9)
+		0.1s   listen ff05::a EX()
+		0.1s   > TO_EX(ff05::a)
+		0.35s  > TO_EX(ff05::a)
+		0.5s   > TO_EX(ff05::8) TO_EX(ff05::9)
+		0.6s   > TO_EX(ff05::a)
+		0.75s  > TO_EX(ff05::8) TO_EX(ff05::9)
+		1h     wait
+	`},
 	{rule: "V2-26", name: "robustness 1 has no repeat", cfg: listener.Config{Robustness: 1}, transcript: `
 		0s   source fe80::a
 		0s   listen ff05::8 IN(s1)
