@@ -226,6 +226,44 @@ func TestWait(t *testing.T) {
 	}
 }
 
+// After Listen a Wait knows what has come since, and what was there before as well.
+func TestListen(t *testing.T) {
+	t.Parallel()
+	options := fast
+	options.Querier = 2
+	_, alice, _ := pair(t, options)
+	port, second, third := alice.Port(), netip.MustParseAddr("ff05::4322"), netip.MustParseAddr("ff05::4323")
+	listen := func() {
+		t.Helper()
+		if err := port.Listen(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wait := func(groups ...netip.Addr) {
+		t.Helper()
+		if err := port.Wait(withTimeout(t), groups...); err != nil {
+			t.Error(err)
+		}
+	}
+	listen()
+	listen() // again, in place of the first
+	alice.Join(group)
+	wait(group)
+	listen()
+	alice.Join(second)
+	wait(group, second)
+	listen()
+	wait(group, second) // nothing new
+	listen()
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := port.Wait(ctx, group, third); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), third.String()) ||
+		strings.Contains(err.Error(), group.String()) {
+		t.Errorf("got %v, want that %v is missing", err, third)
+	}
+	listen() // and no Wait
+}
+
 func TestWaitEndsWithThePort(t *testing.T) {
 	t.Parallel()
 	br, alice, bob := pair(t, netnslab.BridgeOptions{})
@@ -334,20 +372,22 @@ func TestB17_B18_WaitFlows(t *testing.T) {
 func TestWaitersNeedNoThreads(t *testing.T) {
 	_, alice, _ := pair(t, netnslab.BridgeOptions{})
 	port := alice.Port()
-	const waiters = 200
+	const waiters, atOnce = 200, 10 // to begin takes a thread
 	before := threads(t)
 	var done sync.WaitGroup
-	for range waiters {
-		done.Go(func() {
-			if err := port.Wait(withTimeout(t), group); err != nil {
-				t.Error(err)
-			}
+	for n := 0; n < waiters; n += atOnce {
+		for range atOnce {
+			done.Go(func() {
+				if err := port.Wait(withTimeout(t), group); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		netnslab.WaitFor(t, "sockets of the waiters", 10*time.Second, func() (bool, string) {
+			descriptors, err := os.ReadDir("/proc/self/fd")
+			return len(descriptors) > n+atOnce, fmt.Sprint(len(descriptors), err)
 		})
 	}
-	netnslab.WaitFor(t, "sockets of all waiters", 10*time.Second, func() (bool, string) {
-		descriptors, err := os.ReadDir("/proc/self/fd")
-		return len(descriptors) > waiters, fmt.Sprint(len(descriptors), err)
-	})
 	if n := threads(t) - before; n > waiters/10 {
 		t.Errorf("%d waiters have %d threads", waiters, n)
 	}

@@ -1,7 +1,10 @@
 package bridge
 
 import (
+	"context"
 	"encoding/binary"
+	"errors"
+	"math"
 	"net/netip"
 	"testing"
 	"time"
@@ -10,6 +13,8 @@ import (
 	"github.com/mdlayher/netlink"
 	"github.com/mdlayher/netlink/nltest"
 	"golang.org/x/sys/unix"
+
+	"github.com/seed-aaab8e3a/cni-mld/mld/netns"
 )
 
 func TestOverflowReadsTheDatabaseAgain(t *testing.T) {
@@ -17,29 +22,57 @@ func TestOverflowReadsTheDatabaseAgain(t *testing.T) {
 	defer events.Close()
 	missing := make(pending)
 	missing.add(Flow{Group: netip.MustParseAddr("ff05::1")})
-	if err := (&Port{}).follow(events, missing, true); err != nil {
+	if err := (&Port{}).follow(events, missing, true, 0); err != nil {
 		t.Errorf("got %v, want a new look at the database", err)
 	}
+}
+
+// fakeKernel answers for a bridge with one port: to each dump of its database an entry for a group, with flags. look is
+// called for each.
+func fakeKernel(look func() (group string, flags netlink.HeaderFlags)) *netlink.Conn {
+	return nltest.Dial(func(request []netlink.Message) ([]netlink.Message, error) {
+		if len(request) == 0 {
+			return nil, nil
+		}
+		answer := netlink.Message{Header: request[0].Header}
+		if request[0].Header.Type == unix.RTM_GETLINK {
+			answer.Data = append(make([]byte, unix.SizeofIfInfomsg), nest(unix.IFLA_MASTER, binary.NativeEndian.AppendUint32(nil, 2))...)
+			answer.Data = append(answer.Data, nest(unix.IFLA_LINKINFO, nest(unix.IFLA_INFO_SLAVE_KIND, []byte("bridge\x00")))...)
+			return []netlink.Message{answer}, nil
+		}
+		group, flags := look()
+		answer.Header.Flags, answer.Data = netlink.Multi|flags, message(2, 3, group, nil)
+		done := answer
+		done.Header.Type, done.Data = netlink.Done, nil
+		return []netlink.Message{answer, done}, nil
+	})
+}
+
+// fakePort is the port of such a bridge. It ends with the test.
+func fakePort(t *testing.T, look func() (group string, flags netlink.HeaderFlags)) *Port {
+	t.Helper()
+	ns, err := netns.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &Port{BridgeIndex: 2, Index: 3, ns: ns, conn: fakeKernel(look)}
+	t.Cleanup(func() {
+		if err := errors.Join(p.Close(), ns.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	return p
 }
 
 // A dump that a change interrupted is not believed.
 func TestInterruptedDump(t *testing.T) {
 	for _, interruptions := range []int{0, 1, dumpTries - 1, dumpTries} {
 		asked := 0
-		conn := nltest.Dial(func(request []netlink.Message) ([]netlink.Message, error) {
-			if len(request) == 0 {
-				return nil, nil
+		conn := fakeKernel(func() (string, netlink.HeaderFlags) {
+			if asked++; asked <= interruptions {
+				return "ff05::1", netlink.DumpInterrupted
 			}
-			asked++
-			flags := netlink.Multi
-			if asked <= interruptions {
-				flags |= netlink.DumpInterrupted
-			}
-			answer := netlink.Message{Header: request[0].Header, Data: message(2, 3, "ff05::1", nil)}
-			answer.Header.Flags = flags
-			done := answer
-			done.Header.Type, done.Data = netlink.Done, nil
-			return []netlink.Message{answer, done}, nil
+			return "ff05::1", 0
 		})
 		entries, err := dump(conn, 2)
 		if ok := err == nil && len(entries) == 1; ok != (interruptions < dumpTries) {
@@ -49,6 +82,44 @@ func TestInterruptedDump(t *testing.T) {
 			t.Errorf("after %d interruptions: asked %d times, want %d", interruptions, asked, want)
 		}
 		_ = conn.Close()
+	}
+}
+
+// Who waits does not mind how often a dump is interrupted before the time is up.
+func TestWaitInterrupted(t *testing.T) {
+	for _, interruptions := range []int{3 * dumpTries, math.MaxInt} {
+		ctx, cancel := context.WithCancel(t.Context())
+		asked := 0
+		p := fakePort(t, func() (string, netlink.HeaderFlags) {
+			if asked++; asked == 4*dumpTries {
+				cancel()
+			}
+			if asked <= interruptions {
+				return "ff05::1", netlink.DumpInterrupted
+			}
+			return "ff05::1", 0
+		})
+		err := p.Wait(ctx, netip.MustParseAddr("ff05::1"))
+		if want := ctx.Err(); !errors.Is(err, want) || (want == nil) != (interruptions < math.MaxInt) {
+			t.Errorf("after %d interruptions: %v, want %v", asked, err, want)
+		}
+		cancel()
+	}
+}
+
+// A dump during which entries of others leave may lack one that stands, of which no event will ever come.
+func TestWaitLooksAgain(t *testing.T) {
+	looks := 0
+	p := fakePort(t, func() (string, netlink.HeaderFlags) {
+		if looks++; looks > 2 {
+			return "ff05::1", 0
+		}
+		return "ff05::2", 0
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := p.Wait(ctx, netip.MustParseAddr("ff05::1")); err != nil || looks != 3 {
+		t.Errorf("after %d looks: %v", looks, err)
 	}
 }
 

@@ -6,9 +6,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"os"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/mdlayher/netlink"
@@ -48,7 +50,8 @@ type Port struct {
 	Index       int
 
 	ns   *netns.Namespace
-	conn *netlink.Conn // for requests; each Wait has a socket of its own for events
+	conn *netlink.Conn        // for requests; each Wait has a socket of its own for events
+	news atomic.Pointer[news] // of Listen, until a Wait takes it
 }
 
 // Netns returns the namespace that the bridge is in, which stays its owner's.
@@ -121,7 +124,13 @@ func (p *Port) find() error {
 func (p *Port) String() string { return p.Bridge + " port " + p.Name }
 
 // Close ends the use of the port. A Wait that is under way ends with an error then, at the latest with its context.
-func (p *Port) Close() error { return p.conn.Close() }
+func (p *Port) Close() error {
+	err := p.conn.Close()
+	if news := p.news.Swap(nil); news != nil {
+		err = errors.Join(err, news.events.Close())
+	}
+	return err
+}
 
 // State asks the kernel for the state of bridge and port. An error that wraps [ErrNotPort] says that the interface
 // is gone or has left the bridge.
@@ -237,6 +246,41 @@ func (p *Port) Members() ([]Entry, error) {
 	return slices.DeleteFunc(all, func(e Entry) bool { return e.Port != p.Index }), nil
 }
 
+// Listen lets the next Wait know of the entries that come from now on. If those are all it waits for, it need not read
+// the database, which has the entries of all ports of all bridges, and which the kernel locks while it is read.
+func (p *Port) Listen() error {
+	events, err := p.dialEvents()
+	if err != nil {
+		return err
+	}
+	port, err := p.self()
+	if err != nil {
+		return errors.Join(err, events.Close())
+	}
+	heard := &news{events: events, before: math.MaxInt}
+	if port.counted {
+		heard.before = port.groups
+	}
+	if former := p.news.Swap(heard); former != nil {
+		return former.events.Close()
+	}
+	return nil
+}
+
+// news is what Listen has begun to hear.
+type news struct {
+	events *netlink.Conn
+	before int // how many entries the port had at most
+}
+
+func (p *Port) dialEvents() (*netlink.Conn, error) {
+	events, err := dial(p.ns, unix.RTNLGRP_MDB, unix.RTNLGRP_LINK)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", p, err)
+	}
+	return events, nil
+}
+
 // A Flow is packets to a group from a source, or from any source if Source is the zero Addr.
 type Flow struct{ Group, Source netip.Addr }
 
@@ -283,30 +327,81 @@ func (e *missingError) Unwrap() error { return e.cause }
 // wait waits for entries; some says that for a flow from any source one from some source is enough.
 func (p *Port) wait(ctx context.Context, flows []Flow, some bool) error {
 	// Events first and the database afterwards, so that nothing falls between them.
-	events, err := dial(p.ns, unix.RTNLGRP_MDB, unix.RTNLGRP_LINK)
-	if err != nil {
-		return fmt.Errorf("%s: %w", p, err)
+	heard := p.news.Swap(nil)
+	if heard == nil {
+		events, err := p.dialEvents()
+		if err != nil {
+			return err
+		}
+		heard = &news{events: events}
+	} else if told, err := p.told(ctx, heard, flows, some); told || err != nil {
+		return errors.Join(err, heard.events.Close())
 	}
+	events := heard.events
 	defer events.Close()
 	defer context.AfterFunc(ctx, func() { _ = events.SetReadDeadline(time.Unix(1, 0)) })()
 
-	for {
+	for look := secondLook; ; {
 		missing, err := p.missing(flows, some)
-		if err != nil || len(missing) == 0 {
+		switch {
+		case errors.Is(err, errInterrupted):
+			if ctx.Err() != nil {
+				return &missingError{err.Error(), context.Cause(ctx)}
+			}
+			continue
+		case err != nil || len(missing) == 0:
 			return err
 		}
 		if _, err := p.self(); err != nil {
 			return err // it went before there were events
 		}
 		// Events may be older than the database just read, so what they say is only believed once it has been
-		// read again.
-		if err := p.follow(events, missing, some); err != nil {
-			if errors.Is(err, os.ErrDeadlineExceeded) {
-				err = context.Cause(ctx)
+		// read again. Of two deadlines the end of ctx wins.
+		_ = events.SetReadDeadline(time.Now().Add(look))
+		if ctx.Err() != nil {
+			_ = events.SetReadDeadline(time.Unix(1, 0))
+		}
+		err = p.follow(events, missing, some, 0)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			if look *= 2; ctx.Err() == nil {
+				continue
 			}
+			err = context.Cause(ctx)
+		}
+		if err != nil {
 			return &missingError{fmt.Sprintf("%s: no entry for %v", p, missing.flows()), err}
 		}
 	}
+}
+
+// secondLook is how long Wait follows events before it reads the database again; the next time it takes twice as long.
+// The kernel goes on with a long dump by counting, so while entries of others leave it may miss one that stands, without
+// a word (NLM_F_DUMP_INTR), and no event of that one will come.
+const secondLook = 100 * time.Millisecond
+
+// newsDelay is how long a Wait after Listen waits for events of entries that may as well have been there before, of which
+// none comes. An event comes within a moment of the Report.
+const newsDelay = 20 * time.Millisecond
+
+// told tells whether there were events of entries for all flows.
+func (p *Port) told(ctx context.Context, heard *news, flows []Flow, some bool) (bool, error) {
+	missing := make(pending)
+	for _, f := range flows {
+		missing.add(f)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = heard.events.SetReadDeadline(time.Unix(1, 0)) })
+	_ = p.follow(heard.events, missing, some, heard.before) // what it fails for shows again
+	if !stop() {
+		return len(missing) == 0, nil // the time is up
+	}
+	if err := heard.events.SetReadDeadline(time.Now().Add(newsDelay)); err != nil {
+		return false, fmt.Errorf("%s: %w", p, err)
+	}
+	_ = p.follow(heard.events, missing, some, 0)
+	if err := heard.events.SetReadDeadline(time.Time{}); err != nil {
+		return false, fmt.Errorf("%s: %w", p, err)
+	}
+	return len(missing) == 0, nil
 }
 
 // pending is flows without an entry: their sources by group.
@@ -370,10 +465,10 @@ func (p *Port) missing(flows []Flow, some bool) (pending, error) {
 	return missing, nil
 }
 
-// follow applies events to missing until it is empty, or until the database must be read: events were lost, or an
-// entry that kept something out has gone.
-func (p *Port) follow(events *netlink.Conn, missing pending, some bool) error {
-	for len(missing) > 0 {
+// follow applies events to missing until no more groups than rest are left there, or until the database must be read:
+// events were lost, or an entry that kept something out has gone.
+func (p *Port) follow(events *netlink.Conn, missing pending, some bool, rest int) error {
+	for len(missing) > rest {
 		messages, err := events.Receive()
 		if errors.Is(err, unix.ENOBUFS) {
 			return nil
@@ -465,6 +560,7 @@ type link struct {
 	isBridge   bool
 	forwarding bool
 	groups     int
+	counted    bool // the kernel has told groups
 	maxGroups  int
 	state      State // of a bridge, without what is the port's
 	ownQuerier bool  // the querier of state, if there is one, is the bridge itself
@@ -526,7 +622,7 @@ func (l *link) parsePort(ad *netlink.AttributeDecoder) error {
 		case iflaBRPortState:
 			l.forwarding = ad.Uint8() == brStateForwarding
 		case iflaBRPortMcastNGroups:
-			l.groups = int(ad.Uint32())
+			l.groups, l.counted = int(ad.Uint32()), true
 		case iflaBRPortMcastMaxGroups:
 			l.maxGroups = int(ad.Uint32())
 		}

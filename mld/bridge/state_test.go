@@ -169,6 +169,10 @@ func TestB19_Overflow(t *testing.T) {
 	for i := range options.HashMax + 1 {
 		alice.Join(netip.AddrFrom16([16]byte{0: 0xff, 1: 0x05, 15: byte(i + 1)}))
 	}
+	netnslab.WaitFor(t, "overflow", 10*time.Second, func() (bool, string) { // the kernel reports a moment after the join
+		state := stateOf(t, alice)
+		return !state.Snooping, fmt.Sprintf("%+v", state)
+	}, alice.Node())
 	if got := agree(t, br, alice, true); got.Snooping || got.HashMax != options.HashMax {
 		t.Errorf("got %+v of a bridge whose database overflowed", got)
 	}

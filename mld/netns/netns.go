@@ -38,24 +38,41 @@ func Current() (*Namespace, error) {
 }
 
 // FromFile makes a Namespace of an open descriptor and takes it over: it is closed by Close, or at once if
-// FromFile fails. The file's name is used in error texts only.
-func FromFile(f *os.File) (*Namespace, error) {
+// FromFile fails. The file's name is used in error texts only. The functions are run inside, as
+// by [Namespace.Do], which they spare the caller; if one fails, FromFile does.
+func FromFile(f *os.File, inside ...func() error) (*Namespace, error) {
 	if err := checkNetwork(f); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	ns := &Namespace{file: f}
-	err := ns.Do(func() error {
-		var err error
-		ns.cookie, err = currentCookie()
+	err := ns.Do(func() (err error) {
+		if ns.cookie, err = currentCookie(); errors.Is(err, unix.ENOPROTOOPT) {
+			ns.cookie, err = inode(f)
+		}
+		for _, fn := range inside {
+			if err == nil {
+				err = fn()
+			}
+		}
 		return err
 	})
-	if errors.Is(err, unix.ENOPROTOOPT) {
-		ns.cookie, err = inode(f)
-	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return ns, nil
+}
+
+// Sibling is [FromFile] for a descriptor that may well be of n too, by whatever path: then nothing is entered to know it.
+func (n *Namespace) Sibling(f *os.File) (*Namespace, error) {
+	mine, err := n.file.Stat()
+	if err != nil {
+		return FromFile(f)
+	}
+	other, err := f.Stat()
+	if err != nil || !os.SameFile(mine, other) {
+		return FromFile(f)
+	}
+	return &Namespace{file: f, cookie: n.cookie}, nil
 }
 
 // checkNetwork tells a network namespace from everything else a path can lead to. The file system is asked

@@ -212,6 +212,68 @@ func TestFromFileTakesOver(t *testing.T) {
 	}
 }
 
+// TestSibling: another descriptor of a namespace is known by the one that is there, and that of another one by itself.
+func TestSibling(t *testing.T) {
+	lab := netnslab.New(t)
+	a, b := lab.Node("a"), lab.Node("b")
+	for _, node := range []*netnslab.Node{a, b} {
+		f, err := os.Open(node.Path())
+		if err != nil {
+			t.Fatal(err)
+		}
+		ns, err := a.Netns().Sibling(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ns.Cookie() != node.Netns().Cookie() {
+			t.Errorf("%v: cookie %d, want %d", node, ns.Cookie(), node.Netns().Cookie())
+		}
+		if err := ns.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := a.Netns().Do(func() error { return nil }); err != nil {
+		t.Errorf("the first one, when the other has been closed: %v", err)
+	}
+	null, err := os.Open("/dev/null")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Netns().Sibling(null); !errors.Is(err, netns.ErrNotNetwork) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestFromFileInside(t *testing.T) {
+	lab := netnslab.New(t)
+	node := lab.Node("node")
+	refused := errors.New("refused")
+	for _, want := range []error{nil, refused} {
+		f, err := os.Open(node.Path())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var cookie uint64
+		ns, err := netns.FromFile(f, func() error {
+			here, err := netns.Current()
+			if err != nil {
+				return err
+			}
+			cookie = here.Cookie()
+			return errors.Join(want, here.Close())
+		})
+		if !errors.Is(err, want) || cookie != node.Netns().Cookie() {
+			t.Errorf("inside %d, %v; want %d, %v", cookie, err, node.Netns().Cookie(), want)
+		}
+		if err := f.Close(); want != nil && !errors.Is(err, os.ErrClosed) {
+			t.Errorf("a refused file is still open: %v", err)
+		}
+		if want == nil && ns == nil {
+			t.Error("no namespace")
+		}
+	}
+}
+
 func TestDoAfterClose(t *testing.T) {
 	netnslab.New(t)
 	ns, err := netns.Current()
