@@ -110,9 +110,6 @@ func (e *Endpoint) eui64() netip.Addr {
 // for one query response interval more, see [Bridge.WaitQuerying].
 func (b *Bridge) EnableQuerier(version int) {
 	b.node.lab.tb.Helper()
-	if version != 1 && version != 2 {
-		b.node.lab.fatalf("bridge %s: querier of MLD version %d: want 1 or 2", b.name, version)
-	}
 	b.must(b.enableQuerier(version, b.responseInterval()))
 }
 
@@ -122,6 +119,9 @@ func (b *Bridge) responseInterval() time.Duration {
 
 // enableQuerier turns the querier on with a response interval of flooding and then sets the one that is wanted.
 func (b *Bridge) enableQuerier(version int, flooding time.Duration) error {
+	if version != 1 && version != 2 {
+		return fmt.Errorf("querier of MLD version %d: want 1 or 2", version)
+	}
 	settings, querier, response := bridgeData{}, bridgeData{}, bridgeData{}
 	settings.byte(nl.IFLA_BR_MCAST_MLD_VERSION, byte(version))
 	settings.interval(nl.IFLA_BR_MCAST_QUERY_INTVL, cmp.Or(b.options.QueryInterval, 4*time.Second))
@@ -165,6 +165,7 @@ func (b *Bridge) Connect(n *Node, ifname string, options ...LinkOption) *Endpoin
 
 func (b *Bridge) connect(n *Node, ifname string, options []LinkOption) (*Endpoint, error) {
 	host := b.node
+	host.lab.tb.Helper()
 	port, e, err := host.lab.veth(host, host.portName(n), n, ifname)
 	if err != nil {
 		return nil, err

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -60,9 +61,17 @@ func (f Frame) addr(offset int) netip.Addr {
 // ICMPv6 is the type of an ICMPv6 message, with or without a Hop-by-Hop header before it; 0 if the frame is
 // something else. The MLD types are 130 to 132 and 143.
 func (f Frame) ICMPv6() uint8 {
+	if m := f.icmpv6(); m != nil {
+		return m[0]
+	}
+	return 0
+}
+
+// icmpv6 is an ICMPv6 message from its type on; nil if the frame is something else.
+func (f Frame) icmpv6() []byte {
 	packet := f.IPv6()
 	if packet == nil {
-		return 0
+		return nil
 	}
 	next, rest := packet[6], packet[40:]
 	if next == unix.IPPROTO_HOPOPTS && len(rest) >= 2 {
@@ -70,12 +79,12 @@ func (f Frame) ICMPv6() uint8 {
 		next, rest = rest[0], rest[min(length, len(rest)):]
 	}
 	if next != unix.IPPROTO_ICMPV6 || len(rest) == 0 {
-		return 0
+		return nil
 	}
-	return rest[0]
+	return rest
 }
 
-// String is the frame in one line: time, endpoint, direction, addresses and type.
+// String is the frame in one line: time, endpoint, direction, addresses, type, and which groups MLD speaks of.
 func (f Frame) String() string {
 	direction := "<-"
 	if f.Outgoing {
@@ -100,7 +109,48 @@ func (f Frame) String() string {
 	default:
 		name = fmt.Sprintf("next header %d", packet[6])
 	}
-	return fmt.Sprintf("%s %s, %d bytes", text, name, len(packet))
+	return fmt.Sprintf("%s %s%s, %d bytes", text, name, groupsOf(f.icmpv6()), len(packet))
+}
+
+// groupsOf names the groups that an MLD message speaks of, at most eight, with what a record of version 2 says of each.
+// A message that is cut short is described as far as it goes.
+func groupsOf(message []byte) string {
+	const header, record, most = 8, 20, 8
+	addr := func(offset int) netip.Addr { return netip.AddrFrom16([16]byte(message[offset:])) }
+	if len(message) < header {
+		return ""
+	}
+	switch message[0] {
+	case 130, 131, 132:
+		if len(message) >= header+16 && !addr(header).IsUnspecified() {
+			return " " + addr(header).String()
+		}
+	case 143:
+		var text strings.Builder
+		names := []string{1: "IS_IN", "IS_EX", "TO_IN", "TO_EX", "ALLOW", "BLOCK"}
+		count := int(binary.BigEndian.Uint16(message[6:]))
+		for i, at := 0, header; i < count && at+record <= len(message); i++ {
+			if i == most {
+				fmt.Fprintf(&text, " and %d more", count-most)
+				break
+			}
+			name := "type " + strconv.Itoa(int(message[at]))
+			if kind := int(message[at]); kind > 0 && kind < len(names) {
+				name = names[kind]
+			}
+			sources := int(binary.BigEndian.Uint16(message[at+2:]))
+			fmt.Fprintf(&text, " %s %s", name, addr(at+4))
+			switch {
+			case sources == 1 && at+record+16 <= len(message):
+				fmt.Fprintf(&text, " {%s}", addr(at+record))
+			case sources > 0:
+				fmt.Fprintf(&text, " {%d sources}", sources)
+			}
+			at += record + 16*sources + 4*int(message[at+1])
+		}
+		return text.String()
+	}
+	return ""
 }
 
 // A Capture records the frames on one or more endpoints, in memory and in a pcapng file with one interface per
@@ -271,7 +321,7 @@ func (c *Capture) add(i int, f Frame) {
 }
 
 // Frames returns what has been captured so far. That a frame is not among them proves something once a frame that
-// was sent after it is.
+// was sent after it is; [Capture.Wait] waits for that one. A [Receiver] may be ahead of a capture.
 func (c *Capture) Frames() []Frame {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -302,7 +352,7 @@ func (c *Capture) Wait(timeout time.Duration, what string, match func(Frame) boo
 		select {
 		case <-arrived:
 		case <-deadline.C:
-			c.lab.fatalf("no %s within %v; the frames meanwhile:\n%s", what, timeout, listOf(frames[start:]))
+			c.lab.fatalf("waited %v in vain for %s; the frames meanwhile:\n%s", timeout, what, listOf(frames[start:]))
 		}
 	}
 }

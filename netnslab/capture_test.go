@@ -2,6 +2,8 @@ package netnslab_test
 
 import (
 	"fmt"
+	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -94,7 +96,7 @@ func TestCaptureWait(t *testing.T) {
 		a.SendFrame(marked(0))
 		frames.Wait(50*time.Millisecond, "miracle", func(netnslab.Frame) bool { return false })
 	})
-	for _, want := range []string{"no miracle within 50ms", "bob:eth0 <- 60 bytes"} {
+	for _, want := range []string{"waited 50ms in vain for miracle", "bob:eth0 <- 60 bytes"} {
 		if log := p.log.String(); !p.Failed() || !strings.Contains(log, want) {
 			t.Errorf("no %q in %q", want, log)
 		}
@@ -182,4 +184,56 @@ func TestCaptureSurvivesLinkDown(t *testing.T) {
 	b.LinkLocal()
 	a.SendFrame(marked(7))
 	frames.Wait(5*time.Second, "frame", isMarked(7))
+}
+
+// The name of a test may be longer than that of a file.
+func TestCaptureInLongTest(t *testing.T) {
+	t.Run(strings.Repeat("long", 70), func(t *testing.T) {
+		lab := netnslab.New(t)
+		_, e := lab.Veth(lab.Host(), "v", lab.Node("pod"), "eth0")
+		if _, err := os.Stat(e.Capture().Path()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// The line of a frame says what MLD speaks of, in the words of RFC 9777. The kernel is the one who speaks.
+func TestFrameNamesGroups(t *testing.T) {
+	t.Parallel()
+	lab := netnslab.New(t)
+	br := lab.Bridge("br0", netnslab.BridgeOptions{Querier: 2})
+	alice := br.Connect(lab.Node("alice"), "eth0")
+	alice.LinkLocal()
+	frames := alice.Capture(netnslab.MLD)
+	says := func(want string) {
+		t.Helper()
+		frames.Wait(10*time.Second, want, func(f netnslab.Frame) bool { return strings.Contains(f.String(), want) })
+	}
+	channel, source := netip.MustParseAddr("ff3e::8000:1"), netip.MustParseAddr("fd00:1::10")
+	alice.JoinSource(channel, source)
+	says("ALLOW ff3e::8000:1 {fd00:1::10}")
+	m := alice.Join(group)
+	says("TO_EX ff05::4321")
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	says("TO_IN ff05::4321")
+	says("> ff05::4321 MLD query ff05::4321, ") // the bridge asks who is left
+	says("> ff02::1 MLD query, ")
+
+	many := make([]byte, 8+10*20) // ten records of a type that does not exist, and one more that is not there
+	many[0], many[7] = 143, 11
+	frame := func(message []byte) netnslab.Frame {
+		packet := append(make([]byte, 14+40), message...)
+		packet[12], packet[13], packet[14+6] = 0x86, 0xdd, 58
+		return netnslab.Frame{Endpoint: alice, Data: packet}
+	}
+	if text := frame(many).String(); !strings.Contains(text, "MLDv2 report type 0 :: type 0 ::") ||
+		!strings.Contains(text, "type 0 :: and 3 more, ") {
+		t.Error(text)
+	}
+	for n := range len(many) { // foreign bytes never panic
+		many[8+3] = byte(n) // sources
+		_ = frame(many[:n]).String()
+	}
 }

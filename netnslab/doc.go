@@ -18,12 +18,25 @@
 //	func TestMain(m *testing.M) { netnslab.Main(m) }
 //
 //	func TestJoin(t *testing.T) {
+//		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+//		defer cancel()
 //		lab := netnslab.New(t)
 //		br := lab.Bridge("br0", netnslab.BridgeOptions{Querier: 2})
 //		alice := br.Connect(lab.Node("alice"), "eth0")
+//		bob := br.Connect(lab.Node("bob"), "eth0")
+//		group := netip.MustParseAddr("ff05::4321")
+//
 //		frames := alice.Capture(netnslab.MLD)
-//		alice.Join(netip.MustParseAddr("ff05::4321"))
+//		alice.Join(group) // as an application does
 //		frames.Wait(time.Second, "report", func(f netnslab.Frame) bool { return f.ICMPv6() == 143 })
+//
+//		br.WaitQuerying(ctx)                                  // it floods no longer
+//		if err := alice.Port().Wait(ctx, group); err != nil { // it has heard the report
+//			t.Fatal(err)
+//		}
+//		datagrams := alice.Receive(5353)
+//		bob.Send(group, 5353, []byte("who is there?"), 3)
+//		datagrams.Wait(group, 3)
 //	}
 //
 // # What a lab promises
@@ -37,8 +50,9 @@
 // compared. There is no duplicate address detection (see [DAD]) and no router solicitation, so that the only traffic
 // is what the test makes, and MLD.
 //
-// When a test fails its captures and the state of every node stay in a directory that the log names; when it passes,
-// nothing stays. What tests leave open fails the run.
+// When a test fails its captures and the state of every node stay in a directory that the log names, and the log says
+// whether the machine has dropped frames meanwhile: all namespaces share the queue that every veth's frames pass, and a
+// flood in one takes those of others. When it passes, nothing stays. What tests leave open fails the run.
 //
 // With LAB_REQUIRED=1 in the environment a test that would be skipped fails.
 //

@@ -40,25 +40,32 @@ func (l *Lab) artifacts() (string, error) {
 		}
 		return r
 	}, l.tb.Name())
+	const longest = 200 // of the 255 octets of a file's name
 	var err error
-	l.dir, err = os.MkdirTemp(parent, "netnslab-"+name+"-")
+	l.dir, err = os.MkdirTemp(parent, "netnslab-"+name[:min(len(name), longest)]+"-")
 	return l.dir, err
 }
 
 // saveEvidence writes down the state of every node, once, and tells where.
 func (l *Lab) saveEvidence() {
 	l.tb.Helper()
-	l.evidence.Do(l.collectEvidence)
-}
-
-func (l *Lab) collectEvidence() {
-	l.tb.Helper()
+	l.mu.Lock()
+	saved := l.saved
+	l.saved = true
+	l.mu.Unlock()
+	if saved {
+		return
+	}
 	dir, err := l.artifacts()
 	if err != nil {
 		l.tb.Logf("netnslab: no evidence: %v", err)
 		return
 	}
 	l.tb.Logf("netnslab: the evidence is in %s", dir)
+	if n := droppedFrames() - l.dropped; n > 0 {
+		l.tb.Logf("netnslab: this machine has dropped %d frames meanwhile, in whichever namespace: more came at a time than "+
+			"sysctl net.core.netdev_max_backlog", n)
+	}
 	for _, c := range l.captures {
 		if c.pcap != nil {
 			_ = c.flush()
@@ -67,12 +74,12 @@ func (l *Lab) collectEvidence() {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	for _, n := range l.nodes {
-		n.save(ctx, dir, "link.json", "ip", "-d", "-j", "link")
-		n.save(ctx, dir, "addr.json", "ip", "-d", "-j", "addr")
-		n.save(ctx, dir, "maddr.json", "ip", "-d", "-j", "maddr")
+		n.save(ctx, dir, "link.json", "ip", "-d", "-j", "-p", "link")
+		n.save(ctx, dir, "addr.json", "ip", "-d", "-j", "-p", "addr")
+		n.save(ctx, dir, "maddr.json", "ip", "-d", "-j", "-p", "maddr")
 	}
-	l.Host().save(ctx, dir, "mdb.json", "bridge", "-j", "-d", "-s", "mdb")
-	l.Host().save(ctx, dir, "ports.json", "bridge", "-j", "-d", "link")
+	l.Host().save(ctx, dir, "mdb.json", "bridge", "-j", "-p", "-d", "-s", "mdb")
+	l.Host().save(ctx, dir, "ports.json", "bridge", "-j", "-p", "-d", "link")
 }
 
 // save writes the output of a command into a file of the directory.

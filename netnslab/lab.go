@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strings"
 	"sync"
 
 	"github.com/vishvananda/netlink"
@@ -37,7 +38,8 @@ type Lab struct {
 	captures []*Capture
 	commands map[*Cmd]struct{}
 	dir      string
-	evidence sync.Once
+	saved    bool   // saveEvidence was called
+	dropped  uint32 // droppedFrames at the beginning
 }
 
 // New makes a lab with nothing in it but the host.
@@ -46,7 +48,7 @@ func New(tb TB) *Lab {
 	if unavailable != nil {
 		Skip(tb, unavailable.Error())
 	}
-	l := &Lab{tb: tb, commands: map[*Cmd]struct{}{}}
+	l := &Lab{tb: tb, commands: map[*Cmd]struct{}{}, dropped: droppedFrames()}
 	tb.Cleanup(l.close)
 	l.Node("host")
 	return l
@@ -56,9 +58,12 @@ func New(tb TB) *Lab {
 func (l *Lab) Host() *Node { return l.nodes[0] }
 
 // Node makes a namespace with the loopback up and nothing else in it. The name appears in captures, in evidence
-// and in the names of bridge ports; no two nodes share one.
+// and in the names of bridge ports, so it has no slash; no two nodes share one.
 func (l *Lab) Node(name string) *Node {
 	l.tb.Helper()
+	if name == "" || strings.Contains(name, "/") {
+		l.tb.Fatalf("netnslab: node %q: the name becomes part of file names: it is not empty and has no slash", name)
+	}
 	l.mu.Lock()
 	number := len(l.nodes)
 	for _, n := range l.nodes {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -210,9 +211,18 @@ func TestLinkUpDown(t *testing.T) {
 	if !up() {
 		t.Error("not up")
 	}
-	a.AddAddr(netip.MustParsePrefix("fd00::1/64"))
-	if out := output(t, a.Node(), "ip", "addr"); !strings.Contains(string(out), "fd00::1/64") {
-		t.Errorf("address not there: %s", out)
+	for i := range 20 {
+		addr := netip.MustParseAddr(fmt.Sprintf("fd00::%d", i+1))
+		a.AddAddr(netip.PrefixFrom(addr, 64))
+		if err := a.Node().Do(func() error { // who binds to it needs it valid
+			conn, err := net.ListenUDP("udp6", &net.UDPAddr{IP: addr.AsSlice()})
+			if err == nil {
+				err = conn.Close()
+			}
+			return err
+		}); err != nil {
+			t.Error(err)
+		}
 	}
 	a.DelAddr(netip.MustParsePrefix("fd00::1/64"))
 	if out := output(t, a.Node(), "ip", "addr"); strings.Contains(string(out), "fd00::1/64") {
@@ -296,8 +306,92 @@ func TestWaitForHearsOfEvents(t *testing.T) {
 	p := run(func(p *program) {
 		netnslab.WaitFor(p, "the impossible", 10*time.Millisecond, func() (bool, string) { return false, "as ever" })
 	})
-	if !p.Failed() || !strings.Contains(p.log.String(), "no the impossible within 10ms; last seen: as ever") {
+	if !p.Failed() || !strings.Contains(p.log.String(), "waited 10ms in vain for the impossible; last seen: as ever") {
 		t.Errorf("%q", p.log.String())
+	}
+}
+
+// What ends a function inside a node early ends the test: what comes after it must not run, and what is to be torn down is.
+func TestDoEndsItsCaller(t *testing.T) {
+	t.Parallel()
+	for name, fn := range map[string]func(*program) error{
+		"FailNow": func(p *program) error { p.Fatalf("at once"); return nil },
+		"panic":   func(*program) error { panic("at once") },
+	} {
+		p := run(func(p *program) {
+			defer func() {
+				if v := recover(); v != nil {
+					p.Errorf("%v", v)
+				}
+			}()
+			node := netnslab.New(p).Node("alice")
+			if err := node.Do(func() error { return fn(p) }); err != nil {
+				p.Logf("went on: %v", err)
+			}
+			p.Logf("went on")
+		})
+		if log := p.log.String(); !p.Failed() || !strings.HasPrefix(log, "at once") || strings.Contains(log, "went on") {
+			t.Errorf("%s: %q", name, log)
+		}
+	}
+}
+
+// Whoever has to read why a test failed is told what to do about it.
+func TestFailuresNameTheCause(t *testing.T) {
+	t.Parallel()
+	for want, fail := range map[string]func(*netnslab.Lab, *netnslab.Bridge, *netnslab.Endpoint){
+		"want 2; no socket there has joined the group": func(_ *netnslab.Lab, _ *netnslab.Bridge, e *netnslab.Endpoint) {
+			r := e.Receive(5353)
+			r.Wait(group, 2)
+		},
+		"the link is down": func(_ *netnslab.Lab, _ *netnslab.Bridge, e *netnslab.Endpoint) {
+			e.SetDown()
+			e.LinkLocal()
+		},
+		"alice:interface-number-one: an interface's name": func(l *netnslab.Lab, b *netnslab.Bridge, _ *netnslab.Endpoint) {
+			b.Connect(l.Node("alice"), "interface-number-one")
+		},
+		"bridge br1: querier of MLD version 3: want 1 or 2": func(l *netnslab.Lab, _ *netnslab.Bridge, _ *netnslab.Endpoint) {
+			l.Bridge("br1", netnslab.BridgeOptions{Querier: 3})
+		},
+		"bob:eth0: join fe80::1: ": func(_ *netnslab.Lab, _ *netnslab.Bridge, e *netnslab.Endpoint) {
+			e.Join(netip.MustParseAddr("fe80::1"))
+		},
+		`node "a/b": the name becomes part of file names`: func(l *netnslab.Lab, _ *netnslab.Bridge, _ *netnslab.Endpoint) {
+			l.Node("a/b")
+		},
+	} {
+		t.Run(want, func(t *testing.T) {
+			t.Parallel()
+			p := run(func(p *program) {
+				lab := netnslab.New(p)
+				br := lab.Bridge("br0", netnslab.BridgeOptions{})
+				fail(lab, br, br.Connect(lab.Node("bob"), "eth0"))
+			})
+			if log := p.log.String(); !p.Failed() || !strings.Contains(log, want) {
+				t.Errorf("%q", log)
+			}
+		})
+	}
+}
+
+// The hint of a Receiver is no guess.
+func TestNotMember(t *testing.T) {
+	t.Parallel()
+	lab := netnslab.New(t)
+	alice, bob := lab.Veth(lab.Node("alice"), "eth0", lab.Node("bob"), "eth1")
+	m := alice.Join(group)
+	if hint := alice.NotMember(group); hint != "" {
+		t.Errorf("alice has joined: %q", hint)
+	}
+	if bob.NotMember(group) == "" {
+		t.Error("bob has not joined")
+	}
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if alice.NotMember(group) == "" {
+		t.Error("alice has left")
 	}
 }
 

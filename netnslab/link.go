@@ -40,6 +40,7 @@ type Endpoint struct {
 	index int
 	mac   net.HardwareAddr
 	peer  *Endpoint
+	dad   bool // its addresses are checked for duplicates
 
 	portOnce sync.Once
 	port     *bridge.Port
@@ -88,6 +89,7 @@ func (l *Lab) Veth(a *Node, aName string, b *Node, bName string, options ...Link
 // veth makes a pair whose ends are born in their namespaces under their names: there is no moment at which they
 // are elsewhere or called something else.
 func (l *Lab) veth(a *Node, aName string, b *Node, bName string) (*Endpoint, *Endpoint, error) {
+	l.tb.Helper()
 	ea, eb := a.newEndpoint(aName), b.newEndpoint(bName)
 	ea.peer, eb.peer = eb, ea
 	attrs := netlink.NewLinkAttrs()
@@ -128,6 +130,10 @@ func (l *Lab) Macvlan(master *Endpoint, n *Node, name string, options ...LinkOpt
 
 // newEndpoint gives the next endpoint of a node its addresses.
 func (n *Node) newEndpoint(name string) *Endpoint {
+	n.lab.tb.Helper()
+	if len(name) >= unix.IFNAMSIZ {
+		n.lab.fatalf("%s:%s: an interface's name has at most %d octets", n, name, unix.IFNAMSIZ-1)
+	}
 	n.lab.mu.Lock()
 	defer n.lab.mu.Unlock()
 	number := len(n.endpoints) + 1
@@ -182,6 +188,7 @@ func (e *Endpoint) configure(options []LinkOption) error {
 	for _, o := range options {
 		switch o {
 		case DAD:
+			e.dad = true
 			if err := e.node.writeSysctl("net/ipv6/conf/"+e.name+"/accept_dad", "1"); err != nil {
 				return err
 			}
@@ -227,7 +234,7 @@ func (e *Endpoint) setUp(up bool) error {
 // SetUp brings the interface up. It does not wait until the link works, which takes both ends; LinkLocal does.
 func (e *Endpoint) SetUp() { e.node.lab.tb.Helper(); e.must(e.setUp(true)) }
 
-// SetDown brings the interface down.
+// SetDown brings the interface down. Its peer loses the carrier, so to take that from an endpoint, its Peer goes down.
 func (e *Endpoint) SetDown() { e.node.lab.tb.Helper(); e.must(e.setUp(false)) }
 
 // Delete removes the interface, and with it its peer.
@@ -239,7 +246,11 @@ func (e *Endpoint) Delete() {
 // AddAddr adds an address. It is valid at once, unless the link was made with DAD.
 func (e *Endpoint) AddAddr(prefix netip.Prefix) {
 	e.node.lab.tb.Helper()
-	e.must(e.node.links.AddrAdd(e.link(), addrOf(prefix)))
+	addr := addrOf(prefix)
+	if !e.dad { // else it would be tentative until the kernel has found that there is nothing to detect
+		addr.Flags = unix.IFA_F_NODAD
+	}
+	e.must(e.node.links.AddrAdd(e.link(), addr))
 }
 
 // DelAddr removes an address.
@@ -284,11 +295,15 @@ func (e *Endpoint) linkLocal() (netip.Addr, string) {
 	const unusable = unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED
 	for _, a := range addrs {
 		addr, ok := netip.AddrFromSlice(a.IP)
-		if ok && addr.IsLinkLocalUnicast() && a.Flags&unusable == 0 {
+		if ok && addr.IsLinkLocalUnicast() && !addr.Is4In6() && a.Flags&unusable == 0 {
 			return addr, ""
 		}
 	}
-	return netip.Addr{}, fmt.Sprintf("addresses: %v", addrs)
+	link, err := e.node.links.LinkByIndex(e.index)
+	if err != nil {
+		return netip.Addr{}, err.Error()
+	}
+	return netip.Addr{}, fmt.Sprintf("the link is %s, its IPv6 addresses are %v", link.Attrs().OperState, addrs)
 }
 
 // Port is the bridge's view of this endpoint: of the port that its peer on the host is. It fails the test if

@@ -304,15 +304,15 @@ func TestEvidence(t *testing.T) {
 	if len(left) != 1 {
 		t.Fatalf("evidence in %v:\n%s", left, out)
 	}
-	for _, want := range []string{left[0], "no miracle within 1ms"} {
+	for _, want := range []string{left[0], "waited 1ms in vain for miracle"} {
 		if !strings.Contains(string(out), want) {
 			t.Errorf("no %q in the log:\n%s", want, out)
 		}
 	}
 	for name, want := range map[string]string{
 		"alice-eth0.*.pcapng": "",
-		"host-mdb.json":       `"mdb":[`,
-		"host-link.json":      `"mcast_querier":1`,
+		"host-mdb.json":       `"mdb": [`,
+		"host-link.json":      `"mcast_querier": 1`,
 		"host-addr.json":      `fe80::ff:fe00:1`,
 		"alice-addr.json":     `fe80::ff:fe00:101`,
 		"alice-maddr.json":    `ff02::1`,

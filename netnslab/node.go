@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
+	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -45,8 +47,34 @@ func (n *Node) Path() string {
 }
 
 // Do runs fn inside the namespace: on a thread that is there, see [netns.Namespace.Do]. Sockets that fn opens
-// stay there; fn must be short.
-func (n *Node) Do(fn func() error) error { return n.ns.Do(fn) }
+// stay there; fn must be short. What ends fn early ends its caller: a panic, or the FailNow of a test.
+//
+// Package net remembers for a minute which index an interface's name stands for, whatever the namespace: the zone of an
+// address had better be a number, such as "fe80::1%2" with [Endpoint.Index].
+func (n *Node) Do(fn func() error) error {
+	var (
+		exited   bool
+		panicked string
+	)
+	err := n.ns.Do(func() error {
+		exited = true
+		defer func() {
+			if v := recover(); v != nil {
+				panicked = fmt.Sprintf("%v, in node %s:\n%s", v, n, debug.Stack())
+			}
+		}()
+		err := fn()
+		exited = false
+		return err
+	})
+	switch {
+	case panicked != "":
+		panic(panicked)
+	case exited:
+		runtime.Goexit()
+	}
+	return err
+}
 
 // Sysctl reads a setting of the namespace, such as "net/ipv6/conf/eth0/mldv2_unsolicited_report_interval".
 func (n *Node) Sysctl(key string) string {

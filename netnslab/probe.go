@@ -13,6 +13,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/seed-aaab8e3a/cni-mld/mld/bridge"
 )
 
 // probeGroup is joined by nobody: an address for documentation (RFC 6676).
@@ -31,9 +33,24 @@ func (b *Bridge) WaitQuerying(ctx context.Context) {
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
-			b.node.lab.fatalf("bridge %s: still floods: %v", b.name, context.Cause(ctx))
+			b.node.lab.fatalf("bridge %s: still floods: %v%s", b.name, context.Cause(ctx), b.withoutQuerier())
 		}
 	}
+}
+
+// withoutQuerier says that the bridge knows no querier, if that is so and the kernel tells.
+func (b *Bridge) withoutQuerier() string {
+	port, err := bridge.FindPort(b.node.ns, b.index)
+	if err != nil {
+		return ""
+	}
+	defer port.Close()
+	if state, err := port.State(); err != nil || state.Querier {
+		return ""
+	} else if !state.Snooping {
+		return ": it does not snoop"
+	}
+	return ": it knows no querier, see BridgeOptions.Querier"
 }
 
 // Floods tells whether the bridge sends a group that nobody wants to all its ports, instead of only to those that

@@ -7,6 +7,9 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -50,19 +53,27 @@ func (e *Endpoint) newMembership(group netip.Addr) *Membership {
 
 // Join joins a group on the endpoint as an application does, of any source, and the node's kernel reports it. The
 // membership ends with Close or with the test.
+//
+// The report leaves a moment after Join returns. Whoever sends to the group next waits until the bridge has its entry,
+// by the Wait of [Endpoint.Port], or else the bridge, unless it floods, drops what is sent.
 func (e *Endpoint) Join(group netip.Addr) *Membership {
 	e.node.lab.tb.Helper()
 	m := e.newMembership(group)
-	e.must(m.conn.JoinGroup(e.netInterface(), udpAddr(group)))
+	if err := m.conn.JoinGroup(e.netInterface(), udpAddr(group)); err != nil {
+		e.node.lab.fatalf("%s: join %s: %v", e, group, err)
+	}
 	return m
 }
 
 // JoinSource joins a group for one source on the endpoint (MCAST_JOIN_SOURCE_GROUP), as an application does for
-// source-specific multicast. The membership ends with Close or with the test.
+// source-specific multicast; WaitFlows of [Endpoint.Port] waits for the bridge's entry. The membership ends with Close
+// or with the test.
 func (e *Endpoint) JoinSource(group, source netip.Addr) *Membership {
 	e.node.lab.tb.Helper()
 	m := e.newMembership(group)
-	e.must(m.AddSource(source))
+	if err := m.AddSource(source); err != nil {
+		e.node.lab.fatalf("%s: join %s of %s: %v", e, group, source, err)
+	}
 	return m
 }
 
@@ -144,7 +155,8 @@ func (e *Endpoint) Send(group netip.Addr, port uint16, payload []byte, n int) {
 }
 
 // A Receiver is an application that binds a port and joins nothing by itself: it receives a group if something
-// else, such as [Endpoint.Join], has made its node a member. It counts what it receives by destination.
+// else, such as [Endpoint.Join], has made its node a member. It counts what it receives by destination; by source, see
+// [Frame.Src] of a [Capture].
 type Receiver struct {
 	endpoint *Endpoint
 	port     uint16
@@ -215,9 +227,29 @@ func (r *Receiver) Wait(group netip.Addr, n int) {
 		select {
 		case <-arrived:
 		case <-deadline.C:
-			l.fatalf("%s port %d: %d datagrams to %s within %v, want %d", r.endpoint, r.port, count, group, patience, n)
+			l.fatalf("%s port %d: %d datagrams to %s within %v, want %d%s",
+				r.endpoint, r.port, count, group, patience, n, r.endpoint.notMember(group))
 		}
 	}
+}
+
+// notMember says that no socket has joined the group on the endpoint, if that is so: nothing is delivered then, not even
+// what a bridge forwards for the report of somebody else.
+func (e *Endpoint) notMember(group netip.Addr) string {
+	var memberships []byte
+	err := e.node.Do(func() (err error) {
+		memberships, err = os.ReadFile("/proc/thread-self/net/igmp6") // index, name, group, and more
+		return err
+	})
+	if err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(memberships)) {
+		if f := strings.Fields(line); len(f) > 2 && f[0] == strconv.Itoa(e.index) && f[2] == fmt.Sprintf("%x", group.AsSlice()) {
+			return ""
+		}
+	}
+	return "; no socket there has joined the group, see Endpoint.Join"
 }
 
 // Close gives the port back.
@@ -228,7 +260,8 @@ func (r *Receiver) Close() error {
 }
 
 // SendPacket sends an IPv6 packet, from its header on and with a multicast destination, from the endpoint's MAC
-// address. The kernel does not look at it: this is how a test plays a querier, or somebody broken.
+// address. The kernel does not look at it: this is how a test plays a querier, or somebody broken. Package mld of this
+// module makes such packets and reads those of [Frame.IPv6].
 func (e *Endpoint) SendPacket(packet []byte) {
 	e.node.lab.tb.Helper()
 	if len(packet) < ipv6Header {

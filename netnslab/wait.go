@@ -57,7 +57,7 @@ func WaitFor(tb TB, what string, timeout time.Duration, cond func() (bool, strin
 			for _, n := range nodes {
 				n.lab.saveEvidence()
 			}
-			tb.Fatalf("netnslab: no %s within %v; last seen: %s", what, timeout, state)
+			tb.Fatalf("netnslab: waited %v in vain for %s; last seen: %s", timeout, what, state)
 		}
 	}
 }
