@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -25,18 +26,16 @@ const startTimeout = 10 * time.Second
 // errStart is wrapped by the errors of a daemon that cannot be started.
 var errStart = errors.New("mldd cannot be started")
 
-// ensureRunning starts the daemon of a run directory unless one listens: of all callers that want this at a time,
-// one holds the lock and starts it, and the others wait for the lock and find it listening. path is CNI_PATH.
+// ensureRunning starts the daemon of a run directory unless one answers: of all callers that want this at a time,
+// one holds the lock and starts it, and the others wait for the lock and find it at work. path is CNI_PATH.
 func ensureRunning(ctx context.Context, runDir, path string) error {
 	unlock, err := lock(ctx, runDir)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	client, err := api.Dial(ctx, runDir)
-	if err == nil {
-		return client.Close()
-	}
+	// A connection is no proof: those that come while a daemon ends are never answered.
+	_, err = api.Exchange(ctx, runDir, &api.Request{Op: api.OpStatus})
 	if !api.NotRunning(err) {
 		return err
 	}
@@ -88,7 +87,11 @@ func findDaemon(path string) (string, error) {
 	if self, err := os.Executable(); err == nil {
 		dirs = append(dirs, filepath.Dir(self))
 	}
-	dirs = append(dirs, filepath.SplitList(path)...)
+	for _, dir := range filepath.SplitList(path) {
+		if !slices.Contains(dirs, filepath.Clean(dir)) {
+			dirs = append(dirs, filepath.Clean(dir))
+		}
+	}
 	for _, dir := range dirs {
 		binary := filepath.Join(dir, "mldd")
 		if info, err := os.Stat(binary); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {

@@ -255,6 +255,40 @@ func TestAutostartAfterACrash(t *testing.T) {
 	}
 }
 
+// TestAutostartAtTheEnd: a daemon that ends because nobody needs it still takes connections for a moment, and answers none.
+func TestAutostartAtTheEnd(t *testing.T) {
+	t.Parallel()
+	program, runDir := installation(t), runDirWithCleanup(t, "")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: api.SocketPath(runDir), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	l.SetDeadline(time.Now().Add(ceiling))
+	ended := make(chan error, 1)
+	go func() {
+		asked, err := l.AcceptUnix()
+		if err != nil {
+			ended <- err
+			return
+		}
+		asked.Close()
+		again, err := l.AcceptUnix()
+		l.Close()
+		if err == nil {
+			again.Close()
+		}
+		ended <- err
+	}()
+	invocation{verb: "ADD", runDir: runDir, program: program, keys: prevResult}.run(t).wants(t, 0)
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if births := startedDaemons(t, runDir); len(births) != 1 {
+		t.Errorf("%d daemons were started, want 1", len(births))
+	}
+}
+
 func TestAutostartFails(t *testing.T) {
 	t.Parallel()
 	program := installation(t)
@@ -269,7 +303,7 @@ func TestAutostartFails(t *testing.T) {
 	runDir := runDirWithCleanup(t, "")
 	t.Run("no program", func(t *testing.T) {
 		o := invocation{verb: "ADD", runDir: runDir, keys: prevResult}.run(t)
-		o.wants(t, 11, "no program mldd in "+filepath.Dir(built), "put mldd beside mld")
+		o.wants(t, 11, "no program mldd in "+filepath.Dir(built)+"; start mldd", "put mldd beside mld") // CNI_PATH names it again
 	})
 	t.Run("not a program", func(t *testing.T) {
 		dir := tempDir(t)
@@ -289,6 +323,9 @@ func TestAutostartFails(t *testing.T) {
 		none := filepath.Join(runDir, "none")
 		o := invocation{verb: "ADD", runDir: none, program: program, keys: prevResult}.run(t)
 		o.wants(t, 11, none, "create it with mode 0700")
+		if strings.Contains(o.err.Error(), "put mldd beside mld") {
+			t.Errorf("a remedy that does not help: %v", o.err)
+		}
 	})
 	for _, verb := range []string{"DEL", "CHECK"} {
 		invocation{verb: verb, runDir: runDir, program: program, keys: prevResult}.run(t)

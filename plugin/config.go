@@ -2,8 +2,11 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -26,10 +29,22 @@ type config struct {
 
 // cniKeys are the keys of a configuration that are not ours and that we let through: CNI's own, at the plugin or
 // left over from the list, and deviceID and pciBusID, which Multus writes into every plugin of a network with a
-// device. What of ours is in args and runtimeConfig is found by asked; capabilities are for the runtime.
+// device. What of ours is in args and runtimeConfig is found by asked; capabilities have a check of their own.
 var cniKeys = []string{
 	"cniVersion", "cniVersions", "name", "type", "args", "capabilities", "runtimeConfig", "prevResult", "ipam", "dns",
 	"disableCheck", "disableGC", "loadOnlyInlinedPlugins", "deviceID", "pciBusID",
+}
+
+// The capabilities that tell what a container asks for. podAnnotations is one of containerd and CRI-O: all of the pod's.
+const (
+	mldGroups      = "mldGroups"
+	podAnnotations = "io.kubernetes.cri.pod-annotations"
+)
+
+// knownCapabilities are ours, and those of CNI's conventions, which a runtime may pass to any plugin.
+var knownCapabilities = []string{
+	mldGroups, podAnnotations, "aliases", "bandwidth", "cgroupPath", "deviceID", "dns", "infinibandGUID", "ipRanges", "ips",
+	"mac", "portMappings",
 }
 
 // Bounds and default of the key annotation.
@@ -78,6 +93,9 @@ func parseConfig(op string, args *skel.CmdArgs) (*config, *types.Error) {
 	if annotation == "" || len(annotation) > maxAnnotation {
 		return nil, api.InvalidConfig("annotation", annotation, annotationRule)
 	}
+	if err := checkCapabilities(keys["capabilities"]); err != nil {
+		return nil, err
+	}
 	var places, last []api.Asked
 	if op == api.OpAdd {
 		places, last = asked(keys, annotation, args.Args)
@@ -109,20 +127,41 @@ var annotationRule = fmt.Sprintf("must be the name of a pod's annotation such as
 var runDirRule = fmt.Sprintf("must be an absolute path such as %q, short enough for a socket path of %d bytes",
 	api.DefaultRunDir, api.MaxSocketPath)
 
+// checkCapabilities judges the key capabilities, which libcni obeys and hands on: by a wrong one, a container's groups
+// would be lost without a word.
+func checkCapabilities(raw json.RawMessage) *types.Error {
+	if raw == nil {
+		return nil
+	}
+	var capabilities map[string]json.RawMessage
+	if json.Unmarshal(raw, &capabilities) != nil {
+		return api.InvalidConfig("capabilities", raw, `must be an object such as {"mldGroups": true}`)
+	}
+	for _, name := range slices.Sorted(maps.Keys(capabilities)) {
+		key, value := "capabilities."+api.Cut(name), capabilities[name]
+		if !slices.Contains(knownCapabilities, name) {
+			return api.InvalidConfig(key, value, "unknown key: known are "+strings.Join(knownCapabilities, ", "))
+		}
+		if text := string(value); text != "true" && text != "false" {
+			return api.InvalidConfig(key, value, "must be true or false")
+		}
+	}
+	return nil
+}
+
 // asked returns what the container asks for: in places that add up, and in CNI_ARGS, which CNI has deprecated and
 // which counts only where nothing else names a group. Other values of the runtime's are other plugins' business,
 // whatever their form.
 func asked(keys map[string]json.RawMessage, annotation, cniArgs string) (places, last []api.Asked) {
-	const annotations = "io.kubernetes.cri.pod-annotations" // a capability of containerd and CRI-O: all of the pod's
-	if raw, ok := member(keys["runtimeConfig"], "mldGroups"); ok {
+	if raw, ok := member(keys["runtimeConfig"], mldGroups); ok {
 		places = append(places, api.Asked{Place: "runtimeConfig.mldGroups", Groups: raw})
 	}
-	all, _ := member(keys["runtimeConfig"], annotations)
+	all, _ := member(keys["runtimeConfig"], podAnnotations)
 	if raw, ok := member(all, annotation); ok {
-		places = append(places, api.Asked{Place: fmt.Sprintf("runtimeConfig[%q][%q]", annotations, annotation), Groups: raw})
+		places = append(places, api.Asked{Place: fmt.Sprintf("runtimeConfig[%q][%q]", podAnnotations, annotation), Groups: raw})
 	}
 	cni, _ := member(keys["args"], "cni")
-	if raw, ok := member(cni, "mldGroups"); ok { // where Multus puts the pod's cni-args
+	if raw, ok := member(cni, mldGroups); ok { // where Multus puts the pod's cni-args
 		places = append(places, api.Asked{Place: "args.cni.mldGroups", Groups: raw})
 	}
 	for arg := range strings.SplitSeq(cniArgs, ";") {
@@ -143,6 +182,8 @@ func member(object json.RawMessage, key string) (json.RawMessage, bool) {
 	raw, ok := members[key]
 	return raw, ok
 }
+
+func isNull(raw json.RawMessage) bool { return string(raw) == "null" }
 
 // result returns the previous result in the configuration's version. Where it has this version already, as it has
 // from every runtime, it is passed on as it came, so that nothing is lost that this program does not know.
@@ -176,6 +217,14 @@ func (c *config) result() (json.RawMessage, *types.Error) {
 	}
 	if version == c.cniVersion {
 		return raw, nil
+	}
+	var lists struct{ Interfaces, IPs []json.RawMessage } // in which a conversion follows every pointer
+	err = json.Unmarshal(raw, &lists)
+	if err == nil && slices.ContainsFunc(slices.Concat(lists.Interfaces, lists.IPs), isNull) {
+		err = errors.New("an entry of interfaces or ips is null")
+	}
+	if err != nil {
+		return nil, bad(err)
 	}
 	converted, err := parsed.GetAsVersion(c.cniVersion)
 	if err != nil {

@@ -37,7 +37,7 @@ func TestForeignKeys(t *testing.T) {
 		`,"args":[],"runtimeConfig":5`,
 		`,"capabilities":{"portMappings":true,"mldGroups":false,"io.kubernetes.cri.pod-annotations":false}`,
 		`,"capabilities":{"mldGroups":true,"io.kubernetes.cri.pod-annotations":true}`,
-		`,"capabilities":[]`,
+		`,"capabilities":{}`,
 		`,"runtimeConfig":{"portMappings":[],"io.kubernetes.cri.pod-annotations":null,"mldGroups":null}`,
 		`,"runtimeConfig":{"io.kubernetes.cri.pod-annotations":{"mld/Groups":"ff05::1","mld":{"groups":["x"]},"a":5,"b":null}}`,
 		`,"runtimeConfig":{"io.kubernetes.cri.pod-annotations":{"mld/groups":""},"mldGroups":[]},"args":{"cni":{"mldGroups":[]}}`,
@@ -72,12 +72,16 @@ func TestRefusedKeys(t *testing.T) {
 		keys, args string
 		texts      []string
 	}{
+		{`,"capabilities":{"mldGroup":true}`, "", []string{"capabilities.mldGroup: true: unknown key: known are mldGroups, io.kubernetes.cri.pod-annotations, "}},
+		{`,"capabilities":{"mldGroups":"true"}`, "", []string{`capabilities.mldGroups: "true": must be true or false`}},
+		{`,"capabilities":{"mldGroups":null}`, "", []string{"capabilities.mldGroups: null: must be true or false"}},
+		{`,"capabilities":["mldGroups"]`, "", []string{`capabilities: ["mldGroups"]: must be an object`}},
 		{`,"group":["ff05::1"]`, "", []string{"group:", `["ff05::1"]`, "unknown key", "groups"}},
 		{`,"ipMasq":true`, "", []string{"ipMasq: true", "unknown key"}},
 		{`,"cni.devs":1`, "", []string{"cni.devs: 1", "unknown key"}},
 		{`,"robustness":9`, "", []string{"robustness: 9", "1 to 7"}},
 		{`,"groups":["ff02::1@ff05::1"]`, "", []string{"groups[0]", `"ff02::1@ff05::1"`, "source ff02::1", "multicast"}},
-		{`,"groups":["ff05::1","ff05::2"],"limits":{"groups":1}`, "", []string{"limits.groups: 1", "2 groups"}},
+		{`,"groups":["ff05::1","ff05::2"],"limits":{"groups":1}`, "", []string{"limits.groups: 1", "the 2 declared"}},
 		{`,"allowedGroups":["fd00::/16"]`, "", []string{"allowedGroups[0]", "fd00::/16", "multicast prefix"}},
 		{`,"annotation":""`, "", []string{`annotation: ""`, "mld/groups", "1 to 317"}},
 		{`,"annotation":["mld/groups"]`, "", []string{`annotation: ["mld/groups"]`, "name"}},
@@ -200,7 +204,7 @@ func FuzzParseConfig(f *testing.F) {
 	f.Add([]byte(`{"cniVersion":"1.1.0","name":"lab","groups":["ff05::1"],"annotation":"a","runDir":"/run/x","autostart":false,
 		"runtimeConfig":{"mldGroups":["ff05::2"],"io.kubernetes.cri.pod-annotations":{"a":"ff05::3"}},"args":{"cni":{"mldGroups":"ff05::4"}}}`),
 		"IgnoreUnknown=1;MLD_GROUPS=ff05::5")
-	f.Add([]byte(`{"cniVersion":"1.1.0","name":"lab","allowedGroups":["ff05::/16"],"cni.dev/x":1,"capabilities":5}`), "MLD_GROUPS=fd00::1@ff05::5;;=;MLD_GROUPS=[]")
+	f.Add([]byte(`{"cniVersion":"1.1.0","name":"lab","allowedGroups":["ff05::/16"],"cni.dev/x":1,"capabilities":{"dns":true}}`), "MLD_GROUPS=fd00::1@ff05::5;;=;MLD_GROUPS=[]")
 	f.Add([]byte(`{"name":null,"args":[],"runtimeConfig":{"io.kubernetes.cri.pod-annotations":[]}}`), "MLD_GROUPS")
 	f.Fuzz(func(t *testing.T, stdin []byte, cniArgs string) {
 		args := &skel.CmdArgs{ContainerID: "c1", IfName: "eth0", Args: cniArgs, StdinData: stdin}

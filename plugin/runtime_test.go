@@ -295,6 +295,21 @@ func TestLibcni(t *testing.T) {
 	}
 }
 
+// TestLibcniCapabilities: the library hands the key on, so that a typing error in it is seen.
+func TestLibcniCapabilities(t *testing.T) {
+	t.Parallel()
+	list, err := libcni.ConfListFromBytes([]byte(`{"cniVersion":"1.0.0","name":"lab","plugins":[{"type":"mld","capabilities":{"mldGroup":true}}]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cni := libcni.NewCNIConfigWithCacheDir([]string{filepath.Dir(built)}, t.TempDir(), nil)
+	var e *types.Error
+	_, err = cni.AddNetworkList(t.Context(), list, &libcni.RuntimeConf{ContainerID: "c1", NetNS: os.DevNull, IfName: "eth0"})
+	if !errors.As(err, &e) || e.Code != 7 || !strings.Contains(e.Msg, "capabilities.mldGroup: true: unknown key") {
+		t.Errorf("ADD: %v", err)
+	}
+}
+
 func allVerbs(t *testing.T, bin, dir string, d *fakeDaemon) {
 	ctx := t.Context()
 	list, err := libcni.LoadNetworkConf(dir, "lab")

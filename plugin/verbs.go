@@ -43,10 +43,10 @@ func add(args *skel.CmdArgs) error {
 	if err := api.CheckRunDir(c.runDir); err != nil {
 		return tryAgain(err)
 	}
-	answer, err := exchange(ctx, c.runDir, request)
+	answer, err := api.Exchange(ctx, c.runDir, request)
 	if api.NotRunning(err) && c.autostart {
 		if err = ensureRunning(ctx, c.runDir, args.Path); err == nil {
-			answer, err = exchange(ctx, c.runDir, request)
+			answer, err = api.Exchange(ctx, c.runDir, request)
 		}
 	}
 	if err != nil {
@@ -74,7 +74,7 @@ func check(args *skel.CmdArgs) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(c.settings.Ready.Timeout)+callTimeout)
 	defer cancel()
-	if _, err := exchange(ctx, c.runDir, request); err != nil {
+	if _, err := api.Exchange(ctx, c.runDir, request); err != nil {
 		return tryAgain(err)
 	}
 	return nil
@@ -159,7 +159,7 @@ func parseValid(network string, raw json.RawMessage) ([]api.Attachment, error) {
 // detach asks the daemon to detach. If there is none it takes the lock, so that none is started meanwhile, and lets
 // forget remove the state files, so that the next one does not bring the attachments back.
 func detach(ctx context.Context, runDir string, request *api.Request, forget func() error) error {
-	_, err := exchange(ctx, runDir, request)
+	_, err := api.Exchange(ctx, runDir, request)
 	if api.NotRunning(err) {
 		var unlock func()
 		if unlock, err = lock(ctx, runDir); errors.Is(err, fs.ErrNotExist) { // no run directory
@@ -169,8 +169,11 @@ func detach(ctx context.Context, runDir string, request *api.Request, forget fun
 			return tryAgain(err)
 		}
 		defer unlock()
-		if _, err = exchange(ctx, runDir, request); api.NotRunning(err) {
+		if _, err = api.Exchange(ctx, runDir, request); api.NotRunning(err) {
 			err = forget()
+			if _, again := api.Exchange(ctx, runDir, request); !api.NotRunning(again) {
+				err = again // of one that has come meanwhile, without the lock, and may have read the files
+			}
 		}
 	}
 	switch {
@@ -210,7 +213,7 @@ func status(args *skel.CmdArgs) error {
 	if err := api.CheckRunDir(c.runDir); err != nil {
 		return unavailable(err)
 	}
-	_, err := exchange(ctx, c.runDir, &api.Request{Op: api.OpStatus})
+	_, err := api.Exchange(ctx, c.runDir, &api.Request{Op: api.OpStatus})
 	gone := api.NotRunning(err)
 	if gone && c.autostart {
 		_, err = findDaemon(args.Path)
@@ -272,24 +275,6 @@ func sameFile(a, b *os.File) (bool, error) {
 		return false, err
 	}
 	return os.SameFile(ai, bi), nil
-}
-
-// exchange sends one request to the daemon of a run directory. The daemon's own error is returned as it is, a
-// *types.Error.
-func exchange(ctx context.Context, runDir string, r *api.Request) (*api.Answer, error) {
-	client, err := api.Dial(ctx, runDir)
-	if err != nil {
-		return nil, err
-	}
-	defer client.Close()
-	answer, err := client.Call(ctx, r)
-	if err != nil {
-		return nil, err
-	}
-	if answer.Error != nil {
-		return nil, answer.Error
-	}
-	return answer, nil
 }
 
 // tryAgain makes CNI's code 11 of an error that has no code yet: it tells of the way to the daemon, which may be

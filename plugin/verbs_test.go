@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -167,6 +168,10 @@ func TestAddFails(t *testing.T) {
 		{"not a result", invocation{keys: `,"prevResult":{"cniVersion":"1.1.0","ips":"fd00::1"}`}, 7, []string{"prevResult", "ips"}},
 		{"a list as result", invocation{keys: `,"prevResult":[]`}, 7, []string{"prevResult", "[]"}},
 		{"a result of the future", invocation{keys: `,"prevResult":{"cniVersion":"9.0.0"}`}, 7, []string{"prevResult", "9.0.0"}},
+		{"a null interface to convert", invocation{keys: `,"prevResult":{"cniVersion":"0.4.0","interfaces":[{"name":"eth0"},null]}`}, 7,
+			[]string{"prevResult", "null"}},
+		{"a null address to convert", invocation{version: "0.4.0", keys: `,"prevResult":{"cniVersion":"1.0.0","IPs":[null]}`}, 7,
+			[]string{"prevResult", "null"}},
 		{"unknown key", invocation{keys: prevResult + `,"group":"ff05::1"`}, 7, []string{"group", "ff05::1", "unknown key"}},
 		{"namespace is gone", invocation{keys: prevResult, netns: "/run/netns/none"}, 4, []string{"CNI_NETNS", "/run/netns/none"}},
 		{"own namespace", invocation{keys: prevResult, netns: "/proc/self/ns/net"}, 8, []string{"CNI_NETNS", "own namespace"}},
@@ -228,6 +233,31 @@ func TestDegradedIsSuccessAndALine(t *testing.T) {
 	o.wants(t, 0)
 	if !strings.Contains(o.stderr, "bridge cni0 has no entry") || !strings.Contains(o.stderr, "lab/c1/eth0") {
 		t.Errorf("standard error %q", o.stderr)
+	}
+}
+
+// TestWorkerOfTheMeantime: who is hung up on without an answer, as by a worker that ends, asks the next one, once. Every
+// request may come twice.
+func TestWorkerOfTheMeantime(t *testing.T) {
+	t.Parallel()
+	const keys = prevResult + `,"autostart":false,"cni.dev/valid-attachments":[]`
+	for _, verb := range []string{"ADD", "CHECK", "DEL", "STATUS", "GC"} {
+		var asked atomic.Int32
+		d := startFake(t, func(*api.Request) *api.Answer {
+			if asked.Add(1) == 1 {
+				return nil
+			}
+			return &api.Answer{}
+		})
+		invocation{verb: verb, runDir: d.runDir, keys: keys}.run(t).wants(t, 0)
+		if n := asked.Load(); n != 2 {
+			t.Errorf("%s: asked %d times, want 2", verb, n)
+		}
+	}
+	d := startFake(t, func(*api.Request) *api.Answer { return nil })
+	invocation{verb: "CHECK", runDir: d.runDir, keys: keys}.run(t).wants(t, 11, "went away without an answer")
+	if n := len(d.seen()); n != 2 {
+		t.Errorf("asked %d times, want 2", n)
 	}
 }
 
@@ -533,6 +563,21 @@ func TestDaemonOfTheMeantime(t *testing.T) {
 		if names := remembered(t, runDir); len(names) != 1 {
 			t.Errorf("%s: the daemon's state files are %q", verb, names)
 		}
+	}
+}
+
+// TestDaemonBesideForget: a daemon that is started by other means than the plugin's, which takes no lock, may have read the
+// files that are removed, and is asked as well.
+func TestDaemonBesideForget(t *testing.T) {
+	t.Parallel()
+	runDir := tempDir(t)
+	request := &api.Request{Op: api.OpDel, Attachment: api.Attachment{Network: "lab", ContainerID: "c1", IfName: "eth0"}}
+	var d *fakeDaemon
+	if err := detach(t.Context(), runDir, request, func() error { d = startFakeIn(t, runDir, fine); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(d.seen()); n != 1 {
+		t.Errorf("the daemon was asked %d times", n)
 	}
 }
 

@@ -50,12 +50,13 @@ func Build(ctx context.Context, dir string) error {
 	return nil
 }
 
-// BuildPeers builds what mld is compared with: the reference plugin tuning, and one that does nothing but one call over
-// a unix socket.
+// BuildPeers builds what mld is compared with: the reference plugin tuning, one that does nothing but one call over a
+// unix socket, and the least of programs.
 func BuildPeers(ctx context.Context, dir string) error {
 	return errors.Join(
 		build(ctx, dir, "tuning", "github.com/containernetworking/plugins/plugins/meta/tuning"),
-		build(ctx, dir, "noop", module+"/e2e/noop"))
+		build(ctx, dir, "noop", module+"/e2e/noop"),
+		build(ctx, dir, "least", module+"/e2e/least"))
 }
 
 func build(ctx context.Context, dir, name, pkg string) error {
@@ -196,17 +197,9 @@ func (c *Chain) Run(ctx context.Context, call Call) ([]byte, error) {
 
 // Daemon asks the daemon for its status.
 func (c *Chain) Daemon(ctx context.Context) (*api.Status, error) {
-	client, err := api.Dial(ctx, c.RunDir)
+	answer, err := api.Exchange(ctx, c.RunDir, &api.Request{Op: api.OpStatus})
 	if err != nil {
 		return nil, err
-	}
-	defer client.Close()
-	answer, err := client.Call(ctx, &api.Request{Op: api.OpStatus})
-	if err != nil {
-		return nil, err
-	}
-	if answer.Error != nil {
-		return nil, answer.Error
 	}
 	return answer.Status, nil
 }

@@ -94,20 +94,9 @@ func callPlain(socket string) error {
 func callDaemon(c *config, args *skel.CmdArgs) error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	client, err := api.Dial(ctx, c.RunDir)
-	if err != nil {
-		return err
-	}
-	defer client.Close()
-	answer, err := client.Call(ctx, &api.Request{
+	_, err := api.Exchange(ctx, c.RunDir, &api.Request{
 		Op:         api.OpDel,
 		Attachment: api.Attachment{Network: c.Name, ContainerID: args.ContainerID, IfName: args.IfName},
 	})
-	if err != nil {
-		return err
-	}
-	if answer.Error != nil {
-		return answer.Error
-	}
-	return nil
+	return err
 }

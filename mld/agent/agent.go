@@ -65,9 +65,12 @@ type Config struct {
 	// beside what the kernel holds.
 	Resume   bool
 	Standing []Subscription
-	Mute     *kernel.Mute // of the interface, if Release of the agent before has returned one: Start takes it over
-	Logger   *slog.Logger // nil: nothing is logged
-	Observe  func(Event)  // nil: nobody is told what happens; see [Event]
+	// MaxJoined is how many addresses and sources the programs of the namespace may have joined; beyond it the agent ends
+	// with [kernel.ErrTooMany], and the kernel speaks for itself again. Zero means [kernel.MaxJoined].
+	MaxJoined int
+	Mute      *kernel.Mute // of the interface, if Release of the agent before has returned one: Start takes it over
+	Logger    *slog.Logger // nil: nothing is logged
+	Observe   func(Event)  // nil: nobody is told what happens; see [Event]
 }
 
 // A Subscription is what a subscriber wants of an address, as in [Agent.Listen].
@@ -109,7 +112,10 @@ type Agent struct {
 	done     chan struct{}
 	err      error // why it ended; valid after done
 
-	// What follows belongs to the owner goroutine.
+	beginning sync.Mutex
+	begun     bool // guarded by beginning
+
+	// What follows belongs to the owner goroutine, and to the holder of beginning before there is one.
 	log         *slog.Logger
 	observe     func(Event)
 	accept      mld.Accept
@@ -126,6 +132,7 @@ type Agent struct {
 	lastSendErr error
 	leaving     <-chan time.Time // after Stop: when to end; else nil
 	quit        bool
+	more        bool // to be sent, after a burst
 	warnings    struct{ source, version warning }
 	querier     Querier
 	version     mld.Version // as it was when it was looked at last
@@ -144,20 +151,35 @@ type heard struct {
 
 // Start puts a listener to work. When it returns, the kernel is muted if it is to be, and the memberships that it
 // holds are the listener's. An error wraps [link.ErrGone] when there is no such interface, [ErrEthernet],
-// [kernel.ErrMuted] or, if a mute was asked for by name, [kernel.ErrCannotMute].
+// [kernel.ErrMuted], [kernel.ErrTooMany] or, if a mute was asked for by name, [kernel.ErrCannotMute].
 func Start(cfg Config) (*Agent, error) {
+	a, err := Prepare(cfg)
+	if err != nil {
+		return nil, err
+	}
+	a.Begin()
+	return a, nil
+}
+
+// Prepare is Start for an agent that says nothing, and hears nothing, before Begin. What it is told until then is done at
+// once, by the caller's goroutine; what is waited for comes after Begin.
+func Prepare(cfg Config) (*Agent, error) {
+	if cfg.Netns == nil {
+		return nil, errors.Join(errors.New("agent: Config.Netns is nil: name the interface's namespace, such as netns.Current()"),
+			closeMute(cfg.Mute))
+	}
 	w, err := link.Open(cfg.Netns, cfg.Index)
 	if err != nil {
 		return nil, errors.Join(err, closeMute(cfg.Mute))
 	}
-	a, err := start(cfg, w)
+	a, err := prepare(cfg, w)
 	if err != nil {
 		return nil, errors.Join(err, w.Close(), closeMute(cfg.Mute))
 	}
 	return a, nil
 }
 
-func start(cfg Config, w wire) (*Agent, error) {
+func prepare(cfg Config, w wire) (*Agent, error) {
 	state, err := w.Watch()
 	if err != nil {
 		return nil, err
@@ -173,6 +195,9 @@ func start(cfg Config, w wire) (*Agent, error) {
 	if err != nil {
 		return nil, errors.Join(err, closeMute(mute))
 	}
+	if cfg.MaxJoined > 0 {
+		mirror.Limit(cfg.MaxJoined)
+	}
 	if cfg.Observe != nil {
 		mirror.OnReport(func(p mld.Packet) { cfg.Observe(Event{Kind: EventMuted, Heard: p}) })
 	}
@@ -181,7 +206,7 @@ func start(cfg Config, w wire) (*Agent, error) {
 		err = w.HearKernel()
 	}
 	if err == nil {
-		err = a.begin(cfg, state)
+		err = a.takeOver(cfg, state)
 	}
 	if err != nil {
 		return nil, errors.Join(err, mirror.Close(), closeMute(mute))
@@ -200,7 +225,7 @@ func newMute(cfg Config) (*kernel.Mute, error) {
 	}
 	mute, err := cfg.Mute, error(nil)
 	if mute != nil {
-		err = mute.Renew(options)
+		err = mute.Renew(cfg.Netns, options)
 	} else {
 		mute, err = kernel.NewMute(cfg.Netns, cfg.Index, options)
 	}
@@ -244,14 +269,17 @@ func newAgent(cfg Config, w wire, mirror memberships, mute *kernel.Mute) (*Agent
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)
 	}
+	if cfg.Listener.Version == mld.Version1 {
+		a.accept = mld.AcceptQueryLength // V1-2, K21
+	}
 	if cfg.Listener.Profile == listener.KAME {
-		a.accept = mld.AcceptHopLimit | mld.AcceptNoRouterAlert | mld.AcceptQueryLength // K21, K24, K25
+		a.accept |= mld.AcceptHopLimit | mld.AcceptNoRouterAlert // K24, K25
 	}
 	return a, nil
 }
 
-// begin takes over what stands and starts the goroutines.
-func (a *Agent) begin(cfg Config, state link.State) error {
+// takeOver takes over what stands.
+func (a *Agent) takeOver(cfg Config, state link.State) error {
 	standing, err := a.mirror.Next()
 	if err != nil {
 		return err
@@ -264,11 +292,22 @@ func (a *Agent) begin(cfg Config, state link.State) error {
 		a.setLink(time.Now(), state)
 		a.kernelChanged(time.Now(), standing)
 	}
+	return nil
+}
+
+// Begin puts an agent that Prepare has returned to work. Stop, Close and Release begin what has not begun, so that it
+// ends. Further calls do nothing.
+func (a *Agent) Begin() {
+	a.beginning.Lock()
+	defer a.beginning.Unlock()
+	if a.begun {
+		return
+	}
+	a.begun = true
 	a.readers.Go(a.readPackets)
 	a.readers.Go(a.watchLink)
 	a.readers.Go(a.followKernel)
 	go a.own()
-	return nil
 }
 
 // resume takes over what an agent before this one has told. What stands with the kernel alone is the listener's too.
@@ -276,7 +315,7 @@ func (a *Agent) resume(wanted []Subscription, standing []kernel.Change, state li
 	now := time.Now()
 	a.voice.kernelChanged(now, standing)
 	for _, s := range wanted {
-		if err := a.voice.listen(now, s.ID, s.Addr, s.Filter); err != nil {
+		if err := a.listen(now, s.ID, s.Addr, s.Filter); err != nil {
 			return err
 		}
 	}
@@ -292,9 +331,9 @@ func (a *Agent) own() {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for !a.quit {
-		more := a.drain()
+		a.more = a.drain()
 		a.wake()
-		if deadline, ok := a.listener.NextDeadline(); more {
+		if deadline, ok := a.listener.NextDeadline(); a.more {
 			timer.Reset(0)
 		} else if ok {
 			timer.Reset(time.Until(deadline))
@@ -357,11 +396,10 @@ func (a *Agent) receive(h heard) {
 	if err != nil {
 		reason := mld.ReasonOf(err)
 		a.rejected[reason]++
-		if reason == mld.ReasonSource || reason == mld.ReasonUnspecifiedSource {
-			if a.warnings.source.due(now) { // V1-33, V2-5
-				src := netip.AddrFrom16([16]byte(h.packet[8:24])) // which Parse has read
-				a.log.Warn("message ignored: its source is not link-local, as that of a Linux bridge with a global address that asks about a group", "src", src)
-			}
+		foreign := reason == mld.ReasonSource || reason == mld.ReasonUnspecifiedSource
+		if foreign && typeOf(h.packet) == mld.TypeQuery && a.warnings.source.due(now) { // V1-33, V2-5
+			src := netip.AddrFrom16([16]byte(h.packet[8:24])) // which Parse has read
+			a.log.Warn("Query ignored: its source is not link-local, as that of a Linux bridge with a global address that asks about a group", "src", src)
 		}
 		return
 	}
@@ -387,6 +425,16 @@ func (a *Agent) receive(h heard) {
 	}
 }
 
+// typeOf returns the type of a message that Parse has refused for its source, having read all headers before it. A
+// Report from "::" is what every neighbour sends during its duplicate address detection (V1-30), and no news.
+func typeOf(packet []byte) mld.Type {
+	message := packet[40:]
+	if packet[6] == 0 { // a Hop-by-Hop Options header
+		message = message[8+8*int(message[1]):]
+	}
+	return mld.Type(message[0])
+}
+
 // A warning is what the texts want logged although anybody on the link can provoke it: once a minute at most.
 type warning struct {
 	next time.Time
@@ -404,13 +452,16 @@ func (w *warning) due(now time.Time) bool {
 }
 
 // look reads the state of the link, so that what follows is said as the link is now. It fails when the interface has
-// gone, which a reader will tell.
+// gone, which a reader will tell. For lack of descriptors or memory it may see nothing; then a reader sees it later.
 func (a *Agent) look() error {
 	s, err := a.wire.State()
-	if err == nil && !s.Equal(a.link) {
+	switch {
+	case errors.Is(err, link.ErrGone):
+		return err
+	case err == nil && !s.Equal(a.link):
 		a.setLink(time.Now(), s)
 	}
-	return err
+	return nil
 }
 
 // lookAfter looks at the link if a solicited-node address has come or gone, and with it a unicast address: nothing is to
@@ -509,8 +560,11 @@ func (a *Agent) fail(err error) {
 	}
 }
 
-// do runs call on the owner goroutine.
+// do runs call on the owner goroutine, or at once while there is none.
 func (a *Agent) do(ctx context.Context, call func()) error {
+	if a.doBefore(call) {
+		return nil
+	}
 	finished := make(chan struct{})
 	select {
 	case a.calls <- func() { call(); close(finished) }:
@@ -523,39 +577,63 @@ func (a *Agent) do(ctx context.Context, call func()) error {
 	}
 }
 
+// doBefore runs call if Begin has not been called.
+func (a *Agent) doBefore(call func()) bool {
+	a.beginning.Lock()
+	defer a.beginning.Unlock()
+	if a.begun {
+		return false
+	}
+	call()
+	return true
+}
+
 // Listen says that subscriber id, which must not be [KernelID], wants addr as f says; INCLUDE({}) leaves. What is
-// to be sent is sent right after. The error is that of [listener.Listener.Listen], or says that the agent has
-// ended or that ctx has.
+// to be sent is sent right after. The error is that of [listener.Listener.Listen], or of the interface that does not take
+// in addr, or says that the agent has ended or that ctx has.
 func (a *Agent) Listen(ctx context.Context, id listener.SubscriberID, addr netip.Addr, f listener.Filter) error {
+	if id == KernelID {
+		return fmt.Errorf("agent: subscriber %d is the kernel: choose another number", id)
+	}
 	var err error
 	if doErr := a.do(ctx, func() {
 		if a.leaving != nil {
 			err = ErrStopped
 			return
 		}
-		if err = a.voice.listen(time.Now(), id, addr, f); err == nil {
-			err = a.takeIn(id, addr, f)
-		}
+		err = a.listen(time.Now(), id, addr, f)
 	}); doErr != nil {
 		return doErr
 	}
 	return err
 }
 
-// takeIn has the interface take in the frames of what is listened to. The kernel sees to its own memberships.
-func (a *Agent) takeIn(id listener.SubscriberID, addr netip.Addr, f listener.Filter) error {
+// Together runs f, which must be short, while the agent looks at nothing: what the kernel joins or leaves because of it is
+// told together, in a Report or two and not in one for each address. f must not call the agent.
+func (a *Agent) Together(ctx context.Context, f func()) error { return a.do(ctx, f) }
+
+// listen has the interface take in the frames of what is listened to, before anybody is told of it. The kernel sees to its
+// own memberships. What cannot be taken in is not listened to.
+func (a *Agent) listen(now time.Time, id listener.SubscriberID, addr netip.Addr, f listener.Filter) error {
 	m := membership{id, addr}
 	_, done := a.takenIn[m]
 	leave := f.WantsNothing()
+	if !done && !leave {
+		if err := a.wire.AddMembership(addr); err != nil {
+			return err
+		}
+	}
+	err := a.voice.listen(now, id, addr, f)
 	switch {
-	case done && leave:
+	case !done && !leave && err == nil:
+		a.takenIn[m] = struct{}{}
+	case !done && !leave:
+		return errors.Join(err, a.wire.DropMembership(addr))
+	case done && leave && err == nil:
 		delete(a.takenIn, m)
 		return a.wire.DropMembership(addr)
-	case !done && !leave:
-		a.takenIn[m] = struct{}{}
-		return a.wire.AddMembership(addr)
 	}
-	return nil
+	return err
 }
 
 // linger is how long the kernel stays muted after the last leave. Its own leaves are late and repeated, and would
@@ -565,6 +643,7 @@ const linger = time.Second
 // Stop leaves every address, those of the kernel's applications included: for an interface that is about to go. It
 // returns when the leaves are sent. The agent ends when the interface has gone, but within a second.
 func (a *Agent) Stop(ctx context.Context) error {
+	defer a.Begin()
 	return a.do(ctx, func() {
 		a.voice.leaveAll(time.Now())
 		for a.drain() {
@@ -574,14 +653,17 @@ func (a *Agent) Stop(ctx context.Context) error {
 }
 
 // Close ends the agent without a word: what is wanted stays wanted, and the kernel answers the next query for
-// what it holds.
+// what it holds. It returns when the agent has ended, see [Agent.Done]; further calls do nothing.
 func (a *Agent) Close() {
 	_ = a.do(context.Background(), func() { a.quit = true }) // an agent that has ended is closed
+	a.Begin()
+	<-a.done
 }
 
 // Release is Close for an agent that another one of the same interface is to follow. It returns the mute, for that one's
 // Config, so that nothing is heard of the kernel in between; nil if there is none, or the agent has ended already.
 func (a *Agent) Release() (mute *kernel.Mute) {
+	defer a.Begin()
 	_ = a.do(context.Background(), func() { mute, a.mute, a.quit = a.mute, nil, true })
 	return mute
 }
@@ -590,5 +672,5 @@ func (a *Agent) Release() (mute *kernel.Mute) {
 func (a *Agent) Done() <-chan struct{} { return a.done }
 
 // Err tells why the agent ended: [ErrStopped] after Stop and Close, an error that wraps [link.ErrGone] when the
-// interface went away. It is to be called after Done.
+// interface went away, or [kernel.ErrTooMany]. It is to be called after Done.
 func (a *Agent) Err() error { return a.err }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"golang.org/x/sys/unix"
 
 	"github.com/seed-aaab8e3a/cni-mld/mld"
 	"github.com/seed-aaab8e3a/cni-mld/mld/kernel"
@@ -86,6 +87,14 @@ func (s setup) run(t *testing.T, test func(r *rig)) {
 
 func (r *rig) start(w wire, m memberships, cfg Config, keep bool) *Agent {
 	r.Helper()
+	a := r.prepare(w, m, cfg, keep)
+	a.Begin()
+	synctest.Wait()
+	return a
+}
+
+func (r *rig) prepare(w wire, m memberships, cfg Config, keep bool) *Agent {
+	r.Helper()
 	a, err := newAgent(cfg, w, m, nil)
 	if err != nil {
 		r.Fatal(err)
@@ -93,12 +102,11 @@ func (r *rig) start(w wire, m memberships, cfg Config, keep bool) *Agent {
 	a.voice.keep = keep // a mute is nothing that a bubble could hold
 	state, err := w.State()
 	if err == nil {
-		err = a.begin(cfg, state)
+		err = a.takeOver(cfg, state)
 	}
 	if err != nil {
 		r.Fatal(err)
 	}
-	synctest.Wait()
 	return a
 }
 
@@ -414,6 +422,70 @@ func query(src netip.Addr) []byte {
 	return mld.AppendQuery(nil, src, mld.AllNodes, mld.Query{Version: mld.Version1})
 }
 
+// TestV1_02_V2_07_QueryLength: whoever speaks version 1 alone answers a Query of 24 octets or more, whatever follows these.
+// Whoever knows version 2 ignores 25 to 27 octets (V2-7), and in either version tells a querier by its length.
+func TestV1_02_V2_07_QueryLength(t *testing.T) {
+	v2 := func(sources ...netip.Addr) []byte {
+		return mld.AppendQuery(nil, router, mld.AllNodes, mld.Query{Version: mld.Version2, Sources: sources})
+	}
+	for _, tc := range []struct {
+		what     string
+		packet   []byte
+		version  mld.Version // of the querier; 0: ignored where version 2 is known
+		answered bool        // in version 1 by whoever knows version 2
+	}{
+		{"24 octets", query(router), mld.Version1, true},
+		{"25 octets", longer(query(router), 1), 0, false},
+		{"26 octets", longer(query(router), 2), 0, false},
+		{"27 octets", longer(query(router), 3), 0, false},
+		{"28 octets", v2(), mld.Version2, false},
+		{"a General Query with a source", v2(peer), 0, false},
+	} {
+		t.Run(tc.what, func(t *testing.T) {
+			setup{standing: joined(group)}.run(t, func(r *rig) {
+				r.settle()
+				r.port.Hear(tc.packet, false)
+				r.wantSent("version 1", "Report ff05::4321")
+				if got, want := r.state().Querier.Version, max(tc.version, mld.Version1); got != want {
+					r.Errorf("the querier speaks version %d, want %d", got, want)
+				}
+			})
+			setup{standing: joined(group), auto: true}.run(t, func(r *rig) {
+				r.settle()
+				r.port.Hear(tc.packet, false)
+				synctest.Wait()
+				s := r.state()
+				if rejected := sum(s.Rejected[:]) > 0; s.Querier.Version != tc.version || rejected != (tc.version == 0) {
+					r.Errorf("the querier speaks version %d, want %d; rejected: %v", s.Querier.Version, tc.version, s.Rejected)
+				}
+				if answered := s.Version == mld.Version1; answered != tc.answered {
+					r.Errorf("speaks version %d after it", s.Version)
+				}
+			})
+		})
+	}
+}
+
+func sum(counts []uint64) (n uint64) {
+	for _, c := range counts {
+		n += c
+	}
+	return n
+}
+
+// longer adds n zero octets to the message in a packet. That its length is in the checksum's pseudo-header is all that
+// changes this.
+func longer(packet []byte, n int) []byte {
+	const length, checksum = 4, 50
+	packet[length+1] += byte(n)
+	c := int(packet[checksum])<<8 | int(packet[checksum+1])
+	if c -= n; c < 0 {
+		c += 0xffff
+	}
+	packet[checksum], packet[checksum+1] = byte(c>>8), byte(c)
+	return append(packet, make([]byte, n)...)
+}
+
 // TestK84_RejectedPackets: what is not valid is counted by its reason and changes nothing, nor does what is not meant
 // for a listener.
 func TestK84_RejectedPackets(t *testing.T) {
@@ -632,6 +704,9 @@ func TestResume(t *testing.T) {
 	s := setup{standing: joined(mld.AllNodes, group), resume: []Subscription{{subscriber, other, listener.AnySource}}}
 	s.run(t, func(r *rig) {
 		r.wantSent("at first")
+		if got := r.port.Memberships(); got[other] != 1 || len(got) != 1 {
+			r.Errorf("taken in: %v, want %v", got, other)
+		}
 		if err := r.agent.WaitReported(r.Context(), group, other); err != nil {
 			r.Error(err)
 		}
@@ -690,6 +765,13 @@ func TestKeep(t *testing.T) {
 		if err := r.agent.Listen(r.Context(), subscriber, own, listener.AnySource); err == nil {
 			r.Error("listens to a unicast address")
 		}
+		r.kernel.Tell(joined(group)...)
+		synctest.Wait()
+		if err := r.agent.Listen(r.Context(), subscriber, group, listener.Filter{Sources: []netip.Addr{other}}); err == nil {
+			r.Error("takes a multicast address for a source of what the kernel holds")
+		}
+		r.kernel.Tell(left(group)...)
+		r.wantSent("refused")
 		if s := r.state(); s.KernelReports != Keep || len(s.Addresses) != 0 {
 			r.Errorf("%+v", s)
 		}
@@ -731,6 +813,49 @@ func TestKeepContradiction(t *testing.T) {
 		r.wantSent("not wanted any more", "Done ff05::4321")
 		says(leaves)
 		r.wantSent("of no interest")
+	})
+}
+
+// A full wire takes in nothing more until there is room.
+type full struct {
+	*linktest.Port[link.State]
+	err *error
+}
+
+func (w full) AddMembership(group netip.Addr) error {
+	if *w.err != nil {
+		return *w.err
+	}
+	return w.Port.AddMembership(group)
+}
+
+// TestNotTakenIn: what the interface does not take in is not listened to, and is taken in when it is asked for again.
+func TestNotTakenIn(t *testing.T) {
+	setup{}.run(t, func(r *rig) {
+		r.agent.Close()
+		r.ended(r.agent)
+		r.port = linktest.Plug(r.segment, "full", ready)
+		noRoom := errors.New("no room")
+		err := noRoom
+		r.agent = r.start(full{r.port, &err}, linktest.NewMemberships[kernel.Change](), Config{Listener: listener.Config{Version: mld.Version1}}, false)
+		for range 2 {
+			if got := r.agent.Listen(r.Context(), subscriber, group, listener.AnySource); !errors.Is(got, noRoom) {
+				r.Errorf("%v, want %v", got, noRoom)
+			}
+		}
+		r.wantSent("not taken in")
+		if s := r.state(); len(s.Addresses) != 0 {
+			r.Errorf("listens to %v", s.Addresses)
+		}
+		err = nil
+		r.listen(group, listener.AnySource)
+		r.wantSent("taken in", "Report ff05::4321")
+		if err := r.agent.Listen(r.Context(), subscriber, peer, listener.AnySource); err == nil {
+			r.Errorf("listens to %v", peer)
+		}
+		if got := r.port.Memberships(); got[group] != 1 || len(got) != 1 {
+			r.Errorf("taken in: %v, want %v", got, group)
+		}
 	})
 }
 
@@ -922,6 +1047,37 @@ func TestState(t *testing.T) {
 	})
 }
 
+// blind is a wire whose state cannot be read while there is an error.
+type blind struct {
+	wire
+	err error
+}
+
+func (b *blind) State() (link.State, error) {
+	if b.err != nil {
+		return link.State{}, b.err
+	}
+	return b.wire.State()
+}
+
+// TestStateUnreadable: while the state of the link cannot be read, which passes, the one that was seen last is told.
+func TestStateUnreadable(t *testing.T) {
+	setup{}.run(t, func(r *rig) {
+		w := &blind{wire: linktest.Plug(r.segment, "blind", ready)}
+		a := r.start(w, linktest.NewMemberships[kernel.Change](), Config{}, false)
+		w.err = fmt.Errorf("interface 1: %w", unix.EMFILE)
+		if s, err := a.State(r.Context()); err != nil || !s.Link.Equal(ready) {
+			r.Errorf("%+v, %v, want %+v", s.Link, err, ready)
+		}
+		w.err = fmt.Errorf("interface 1: %w", link.ErrGone)
+		if _, err := a.State(r.Context()); !errors.Is(err, link.ErrGone) {
+			r.Errorf("%v, want %v", err, link.ErrGone)
+		}
+		a.Close()
+		r.ended(a)
+	})
+}
+
 // TestStop: everything is left when Stop returns, applications' addresses too, and the end comes a second later.
 func TestStop(t *testing.T) {
 	for _, keep := range []bool{false, true} {
@@ -1061,8 +1217,47 @@ type deaf struct {
 
 func (d deaf) ReadPacket() (packet []byte, unicast bool, err error) { return nil, false, d.err }
 
-// TestBeginFails: without the standing memberships there is no agent.
-func TestBeginFails(t *testing.T) {
+// TestTakeOverFails: without the standing memberships there is no agent.
+// TestPrepare: what is wanted of an agent before it begins is told when it does, and it ends without having begun.
+func TestPrepare(t *testing.T) {
+	for name, test := range map[string]struct {
+		then func(r *rig, a *Agent)
+		sent []string
+		ends bool
+	}{
+		"Begin":   {func(_ *rig, a *Agent) { a.Begin() }, []string{"Report ff05::4321", "Report ff05::8765"}, false},
+		"Close":   {func(_ *rig, a *Agent) { a.Close() }, nil, true},
+		"Release": {func(_ *rig, a *Agent) { a.Release() }, nil, true},
+		"Stop": {func(r *rig, a *Agent) {
+			if err := a.Stop(r.Context()); err != nil {
+				r.Error(err)
+			}
+		}, []string{"Done ff05::4321", "Done ff05::8765", "Report ff05::4321", "Report ff05::8765"}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			setup{}.run(t, func(r *rig) {
+				second := linktest.Plug(r.segment, "second", ready)
+				a := r.prepare(second, linktest.NewMemberships(joined(group)...), Config{Listener: listener.Config{Version: mld.Version1}}, false)
+				if err := a.Listen(r.Context(), subscriber, other, listener.AnySource); err != nil {
+					r.Fatal(err)
+				}
+				begun := false
+				if err := a.Together(r.Context(), func() { begun = a.begun }); err != nil || begun {
+					r.Errorf("begun: %v, %v", begun, err)
+				}
+				r.wantSent("before the beginning")
+				test.then(r, a)
+				r.wantSent("at the beginning", test.sent...)
+				if !test.ends {
+					a.Close()
+				}
+				r.ended(a)
+			})
+		})
+	}
+}
+
+func TestTakeOverFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		broken := errors.New("broken")
 		m := linktest.NewMemberships[kernel.Change]()
@@ -1071,7 +1266,7 @@ func TestBeginFails(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := a.begin(Config{}, ready); !errors.Is(err, broken) {
+		if err := a.takeOver(Config{}, ready); !errors.Is(err, broken) {
 			t.Error(err)
 		}
 		if _, err := newAgent(Config{Listener: listener.Config{Robustness: 8}}, nil, nil, nil); err == nil {
@@ -1185,6 +1380,12 @@ func TestV1_33_V2_05_V2_59_V2_79_Warnings(t *testing.T) {
 				r.Errorf("%d warnings of %q, want %d:\n%s", n, text, want, &log)
 			}
 		}
+		global := netip.MustParseAddr("fd00:1::1")
+		for _, src := range []netip.Addr{netip.IPv6Unspecified(), global} { // as from a neighbour during its DAD
+			hear(mld.AppendReportV2(nil, src, []mld.Record{{Type: mld.ChangeToExclude, MulticastAddress: group}}), "msg=", 0)
+			hear(mld.AppendReport(nil, src, group), "msg=", 0)
+			hear(mld.AppendDone(nil, src, group), "msg=", 0)
+		}
 		for _, c := range []struct {
 			packet []byte
 			text   string
@@ -1196,6 +1397,111 @@ func TestV1_33_V2_05_V2_59_V2_79_Warnings(t *testing.T) {
 			hear(c.packet, c.text, 1)
 			<-time.After(warningPause) // of the bubble's clock
 			hear(c.packet, c.text, 2)
+		}
+	})
+}
+
+// TestKeepEcho: a port in hairpin mode sends back what we have said. That is no contradiction, or it would never end.
+func TestKeepEcho(t *testing.T) {
+	setup{keep: true, auto: true}.run(t, func(r *rig) {
+		echo := func() (n int) {
+			for _, p := range r.segment.Take() {
+				r.port.Hear(p.Bytes, false)
+				n++
+			}
+			synctest.Wait()
+			return n
+		}
+		for _, f := range []listener.Filter{
+			listener.AnySource, {Mode: listener.Exclude, Sources: []netip.Addr{peer}},
+			{Sources: []netip.Addr{own, peer}}, {Sources: []netip.Addr{own}}, {},
+		} {
+			r.listen(group, f)
+			n := 0
+			for range 100 {
+				n += echo()
+				r.pass(time.Second)
+			}
+			if n == 0 || n > 10 {
+				r.Errorf("%v: %d Reports", f, n)
+			}
+		}
+	})
+}
+
+// TestKeepStop: after Stop the kernel's leave is not contradicted.
+func TestKeepStop(t *testing.T) {
+	setup{keep: true, standing: joined(group)}.run(t, func(r *rig) {
+		r.listen(group, listener.AnySource)
+		r.kernel.Tell(left(group)...)
+		r.wantSent("the kernel has left", "Report ff05::4321")
+		if err := r.agent.Stop(r.Context()); err != nil {
+			r.Fatal(err)
+		}
+		r.wantSent("stopped", "Done ff05::4321")
+		r.port.Hear(mld.AppendDone(nil, own, group), false)
+		r.wantSent("the kernel says once more that it has left")
+	})
+}
+
+// TestRefusedTogether: a Report of many addresses that was refused concerns them all, and so does one that was taken.
+// Nothing is remembered of what was left without a word.
+func TestRefusedTogether(t *testing.T) {
+	addrs := groups(3)
+	down := ready
+	down.Up = false
+	for _, auto := range []bool{false, true} {
+		setup{auto: auto, link: down}.run(t, func(r *rig) {
+			for i, addr := range addrs {
+				if err := r.agent.Listen(r.Context(), listener.SubscriberID(i+1), addr, listener.AnySource); err != nil {
+					r.Fatal(err)
+				}
+			}
+			r.port.Refuse(errors.New("no buffer space"))
+			r.port.SetState(ready)
+			synctest.Wait()
+			ctx, cancel := context.WithTimeout(r.Context(), time.Microsecond)
+			defer cancel()
+			err := r.agent.WaitReported(ctx, addrs...)
+			if want := fmt.Sprint(addrs); err == nil || !strings.Contains(err.Error(), want) {
+				r.Errorf("%v does not say %q", err, want)
+			}
+			r.pass(time.Minute) // all repeats are refused
+			r.wantRefused(3)
+			r.port.Refuse(nil)
+			if err := r.agent.Listen(r.Context(), 2, addrs[1], listener.Filter{}); err != nil {
+				r.Fatal(err)
+			}
+			r.wantRefused(2)
+			r.router.Send(mld.AppendQuery(nil, router, mld.AllNodes, mld.Query{Version: mld.Version2, MaxResponseCode: 1000}))
+			if err := r.agent.WaitReported(r.Context(), addrs[0], addrs[2]); err != nil {
+				r.Error(err)
+			}
+			r.wantRefused(0)
+
+			r.port.Refuse(errors.New("no buffer space"))
+			r.listen(other, listener.AnySource)
+			r.wantRefused(1)
+			r.port.SetState(down)
+			synctest.Wait()
+			r.listen(other, listener.Filter{})
+			r.wantRefused(0)
+		})
+	}
+}
+
+// TestWaitLeft: when it returns, the last Done has left, so that the agent may be closed.
+func TestWaitLeft(t *testing.T) {
+	addrs := groups(200)
+	setup{standing: joined(addrs...)}.run(t, func(r *rig) {
+		r.settle()
+		r.port.Slow(time.Millisecond)
+		r.kernel.Tell(left(addrs...)...)
+		if err := r.agent.WaitLeft(r.Context(), addrs...); err != nil {
+			r.Fatal(err)
+		}
+		if n := r.segment.Sent(); n != len(addrs) {
+			r.Errorf("%d Dones, want %d", n, len(addrs))
 		}
 	})
 }

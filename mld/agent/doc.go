@@ -15,10 +15,27 @@
 //
 // [Agent.State] and [Agent.Groups] tell how things stand, and Config.Observe is told what happens.
 //
-// The daemon runs thousands of agents; a test can run one in its own process:
+// The daemon runs thousands of agents; a program with CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_NET_RAW, or a test in netnslab,
+// can run one:
 //
-//	a, err := agent.Start(agent.Config{Netns: ns, Index: eth0})
+//	ns, err := netns.Open("/run/netns/pod")
 //	...
-//	defer a.Stop(ctx)
-//	err = a.Listen(ctx, 1, netip.MustParseAddr("ff05::4321"), listener.AnySource)
+//	defer ns.Close()
+//	var eth0 *net.Interface
+//	err = ns.Do(func() error { eth0, err = net.InterfaceByName("eth0"); return err })
+//	...
+//	a, err := agent.Start(agent.Config{Netns: ns, Index: eth0.Index})
+//	...
+//	defer a.Close()
+//	err = a.Listen(ctx, 1, netip.MustParseAddr("ff05::4321"), listener.AnySource) // 1: a number for who wants it
+//	...
+//	err = a.WaitReported(ctx, netip.MustParseAddr("ff05::4321"))
+//
+// # What it does not do
+//
+// [Agent.Listen] has a group reported, so that it comes as far as the interface. Linux gives it to a socket only if some
+// socket of the namespace has joined it there: the application itself, or one that the agent's user keeps open for it.
+//
+// [Agent.Close] says nothing on the wire, and is for a program that ends or starts an agent anew; the bridge forgets the
+// groups in its own time. [Agent.Stop] leaves them, and the agent ends up to a second later: see [Agent.Done].
 package agent

@@ -40,9 +40,10 @@ func (k EventKind) String() string {
 // An Event is something that an agent has noticed or does. What it points to belongs to the agent and is good until
 // Config.Observe returns.
 //
-// Config.Observe is called in the order of things by the goroutine that owns the agent, but for EventMuted, which comes
-// from another one at any time, and once before Start returns, for what stands. It must not block, nor call a method of
-// the agent. An event is made without allocating memory.
+// Config.Observe is called in the order of things by the goroutine that owns the agent, and before Begin by those that
+// prepare and call it; but EventMuted comes from another one at any time. So it must be safe for concurrent use. It
+// must not block, nor call a method of the agent. EventEnded comes last, before Close returns. An event is made without
+// allocating memory.
 type Event struct {
 	Kind    EventKind
 	Addr    netip.Addr

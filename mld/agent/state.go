@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"time"
@@ -21,6 +22,7 @@ type State struct {
 	Muted         uint64             // reports of the kernel that were dropped
 	Addresses     []listener.Address // sorted
 	Version       mld.Version        // that is spoken now
+	OlderUntil    time.Time          // when MLDv1 ends that is spoken because of a querier, if that asks no more; else zero
 	Robustness    int                // in force
 	Querier       Querier
 	Counters      listener.Counters
@@ -35,8 +37,8 @@ type Querier struct {
 	Heard   time.Time
 }
 
-// State returns the state, that of the link as it is now. It fails only if the agent or ctx has ended, or with an error
-// that wraps [link.ErrGone].
+// State returns the state, that of the link as it is now, or as it was seen last if it cannot be read for the moment. It
+// fails only if the agent or ctx has ended, or with an error that wraps [link.ErrGone].
 func (a *Agent) State(ctx context.Context) (State, error) {
 	var s State
 	var gone error
@@ -50,6 +52,7 @@ func (a *Agent) State(ctx context.Context) (State, error) {
 				return x.Addr.Compare(y.Addr)
 			}),
 			Version:    a.listener.Version(),
+			OlderUntil: a.listener.OlderVersionQuerierPresent(),
 			Robustness: a.listener.Robustness(),
 			Querier:    a.querier,
 			Counters:   a.listener.Counters(),
@@ -64,6 +67,14 @@ func (a *Agent) State(ctx context.Context) (State, error) {
 		return s, err
 	}
 	s.Muted, err = mute.Dropped()
+	if errors.Is(err, net.ErrClosed) { // the agent is on its way out, and nobody has followed it yet
+		select {
+		case <-a.done:
+			err = a.err
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+	}
 	return s, err
 }
 
@@ -158,8 +169,11 @@ func (a *Agent) wake() {
 	})
 }
 
-// held returns those of the addresses that somebody listens to.
+// held returns those of the addresses that somebody listens to, or all of them while leaves may wait to be sent.
 func (a *Agent) held(addrs []netip.Addr) []netip.Addr {
+	if a.more {
+		return addrs
+	}
 	return slices.DeleteFunc(slices.Clone(addrs), func(addr netip.Addr) bool { return !a.voice.holds(addr) })
 }
 

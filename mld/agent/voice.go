@@ -18,7 +18,7 @@ type voice struct {
 	listener *listener.Listener
 	keep     bool
 
-	refused map[netip.Addr]struct{} // addresses whose last packet was a Report that the interface did not take
+	refused map[netip.Addr]struct{} // addresses listened to whose last Report the interface did not take
 
 	// With keep only: what the kernel holds, and who wants which address besides.
 	held   map[netip.Addr]struct{}
@@ -31,13 +31,18 @@ type subscription struct {
 }
 
 func (v *voice) listen(now time.Time, id listener.SubscriberID, addr netip.Addr, f listener.Filter) error {
+	defer v.left(addr)
 	if !v.keep {
 		return v.listener.Listen(now, id, addr, f)
 	}
-	if _, held := v.held[addr]; !held {
-		if err := v.listener.Listen(now, id, addr, f); err != nil {
-			return err
-		}
+	var err error
+	if _, held := v.held[addr]; held {
+		err = v.listener.Validate(addr, f) // it is to be listened to as soon as the kernel leaves
+	} else {
+		err = v.listener.Listen(now, id, addr, f)
+	}
+	if err != nil {
+		return err
 	}
 	others := slices.DeleteFunc(v.wanted[addr], func(s subscription) bool { return s.id == id })
 	if !f.WantsNothing() {
@@ -63,6 +68,7 @@ func (v *voice) kernelChanged(now time.Time, changes []kernel.Change) {
 		} else if err := v.listener.Mirror(now, KernelID, c.Addr, kernelFilter(c)); err != nil {
 			panic(err)
 		}
+		v.left(c.Addr)
 	}
 }
 
@@ -90,19 +96,21 @@ func (v *voice) kernelTookOver(now time.Time, c kernel.Change) {
 	}
 	delete(v.held, c.Addr)
 	for _, s := range v.wanted[c.Addr] {
-		_ = v.listener.Listen(now, s.id, c.Addr, s.filter) // what it refuses has nobody to be told any more
+		_ = v.listener.Listen(now, s.id, c.Addr, s.filter) // it was accepted before
 	}
 }
 
 // kernelSaid hears the kernel's own voice. It says once more what it has left, up to a second later and from our
-// address (B16), so that what is wanted nevertheless has to be said anew each time.
+// address (B16), so that what is wanted nevertheless has to be said anew each time. What wants something takes nothing
+// away; and it may be our own Report, sent back by a bridge's port in hairpin mode, which must not lead to another one.
 func (v *voice) kernelSaid(now time.Time, m *mld.Message) {
-	if m.Type != mld.TypeReportV2 {
+	if m.Type == mld.TypeDone {
 		v.contradict(now, m.MulticastAddress)
-		return
 	}
 	for r := range m.Records.All() {
-		v.contradict(now, r.MulticastAddress)
+		if r.Type == mld.ChangeToInclude || r.Type == mld.BlockOldSources {
+			v.contradict(now, r.MulticastAddress)
+		}
 	}
 }
 
@@ -119,16 +127,37 @@ func (v *voice) contradict(now time.Time, addr netip.Addr) {
 	}
 }
 
-// sent notes whether the interface has taken a packet.
+// sent notes whether the interface has taken a packet, for every address that it speaks of.
 func (v *voice) sent(p listener.Packet, err error) {
-	if err == nil || p.Cause == listener.CauseLeft {
-		delete(v.refused, p.Addr)
+	if err == nil && len(v.refused) == 0 {
+		return
+	}
+	if p.Records == 0 {
+		v.took(p.Addr, err)
+		return
+	}
+	ours, _ := mld.Parse(p.Bytes, mld.AcceptUnspecified) // nothing is wrong with what we make
+	for r := range ours.Message.Records.All() {
+		v.took(r.MulticastAddress, err)
+	}
+}
+
+func (v *voice) took(addr netip.Addr, err error) {
+	if err == nil || !v.holds(addr) {
+		delete(v.refused, addr)
 		return
 	}
 	if v.refused == nil {
 		v.refused = make(map[netip.Addr]struct{})
 	}
-	v.refused[p.Addr] = struct{}{}
+	v.refused[addr] = struct{}{}
+}
+
+// left forgets what is known of an address that nobody may listen to any more: there may be no packet to tell of that.
+func (v *voice) left(addr netip.Addr) {
+	if len(v.refused) > 0 && !v.holds(addr) {
+		delete(v.refused, addr)
+	}
 }
 
 // holds tells whether the listener speaks for addr.
@@ -152,8 +181,9 @@ func (v *voice) reported(addr netip.Addr) bool {
 	return ok && a.Reported && !v.refuses(addr)
 }
 
-// leaveAll leaves every address on everybody's behalf.
+// leaveAll leaves every address on everybody's behalf, for good.
 func (v *voice) leaveAll(now time.Time) {
+	v.wanted = nil // or the next leave of the kernel's would be contradicted
 	for _, a := range slices.Collect(v.listener.Snapshot()) {
 		v.listener.Leave(now, a.Addr)
 	}

@@ -51,6 +51,14 @@ const (
 	sure
 )
 
+// size is what the membership counts for MaxJoined.
+func (s membership) size() int {
+	if s.state == absent {
+		return 0
+	}
+	return 1 + len(s.sources)
+}
+
 // tells returns the filter that is told of a membership; ok is false if it is not told at all.
 func (s membership) tells() (f filter, ok bool) { return s.filter, s.state > awaited }
 

@@ -40,6 +40,7 @@ type Joins struct {
 type joinedAddr struct {
 	socket *joinSocket
 	filter sourceFilter
+	lost   bool // the kernel has forgotten it, and did not take it again
 }
 
 // A sourceFilter is INCLUDE or EXCLUDE of a sorted list of sources.
@@ -112,13 +113,16 @@ func (j *Joins) join(addr netip.Addr, f sourceFilter) error {
 	}
 	f.sources = slices.Compact(slices.SortedFunc(slices.Values(f.sources), netip.Addr.Compare))
 	old, again := j.joined[addr]
+	if old.lost {
+		old, again = joinedAddr{}, false
+	}
 	if again {
 		if old.filter.equal(f) {
 			return nil
 		}
 		err := old.socket.setFilter(j.index, addr, f)
 		if err == nil {
-			j.joined[addr] = joinedAddr{old.socket, f}
+			j.joined[addr] = joinedAddr{socket: old.socket, filter: f}
 		}
 		if !outOfMemory(err) {
 			return j.joinError(addr, err)
@@ -128,7 +132,7 @@ func (j *Joins) join(addr netip.Addr, f sourceFilter) error {
 	if err != nil {
 		return j.joinError(addr, err)
 	}
-	j.joined[addr] = joinedAddr{s, f}
+	j.joined[addr] = joinedAddr{socket: s, filter: f}
 	if again {
 		return j.leave(addr, old.socket)
 	}
@@ -260,27 +264,52 @@ func (j *Joins) leave(addr netip.Addr, s *joinSocket) error {
 
 // Restore joins again what the kernel has forgotten: with an MTU that is too small for IPv6 all memberships of the
 // interface go, and they do not come back, although their sockets still have them. What the kernel has is left alone.
-func (j *Joins) Restore() error {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if j.closed {
-		return net.ErrClosed
+// What cannot be joined again is left to the next Restore, or to a join of the same address.
+//
+// All joins of the interface go together. The kernel counts who has joined, and a socket that leaves what was forgotten
+// would be counted out in place of another one that has joined anew.
+func Restore(joins ...*Joins) error {
+	if len(joins) == 0 {
+		return nil
 	}
-	held, err := readMemberships(j.ns, j.index)
+	for _, j := range joins {
+		j.mu.Lock()
+		defer j.mu.Unlock()
+	}
+	held, err := readMemberships(joins[0].ns, joins[0].index)
 	if err != nil {
 		return err
 	}
+	type loss struct {
+		joins *Joins
+		addr  netip.Addr
+	}
+	var lost []loss
 	var errs []error
-	for _, addr := range slices.SortedFunc(maps.Keys(j.joined), netip.Addr.Compare) {
-		if _, ok := held[addr]; ok {
+	for _, j := range joins {
+		if j.closed {
+			errs = append(errs, net.ErrClosed)
 			continue
 		}
-		m := j.joined[addr]
-		if err := j.leave(addr, m.socket); err != nil {
-			errs = append(errs, err)
-		} else if err := m.socket.join(j.index, addr, m.filter); err != nil {
-			errs = append(errs, j.joinError(addr, err))
+		for _, addr := range slices.SortedFunc(maps.Keys(j.joined), netip.Addr.Compare) {
+			if _, ok := held[addr]; ok && !j.joined[addr].lost {
+				continue
+			}
+			if err := j.leave(addr, j.joined[addr].socket); err != nil {
+				errs = append(errs, err)
+			} else {
+				lost = append(lost, loss{j, addr})
+			}
 		}
+	}
+	for _, l := range lost {
+		m := l.joins.joined[l.addr]
+		err := m.socket.join(l.joins.index, l.addr, m.filter)
+		if err != nil {
+			errs = append(errs, l.joins.joinError(l.addr, err))
+		}
+		m.lost = err != nil
+		l.joins.joined[l.addr] = m
 	}
 	return errors.Join(errs...)
 }

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -8,8 +9,6 @@ import (
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
-
-	"github.com/seed-aaab8e3a/cni-mld/mld/netns"
 )
 
 // Of nfnetlink_log, whose numbers package x/sys/unix does not have.
@@ -28,26 +27,42 @@ const (
 	nfulPayload    = 9 // NFULA_PAYLOAD
 )
 
-// logGroup is the nflog group that the mute of an interface logs to, far from the low numbers that people use.
-func logGroup(ifindex int) uint16 { return 0x8000 | uint16(ifindex&0x7fff) }
+// logGroup is the nflog group that the mute of an interface logs to, far from the low numbers that people use. taken are
+// groups that have a socket: another interface may have an index that gives it the same one.
+func logGroup(ifindex int, taken map[uint16]bool) (group uint16) {
+	for n := range 0x8000 {
+		if group = 0x8000 | uint16((ifindex+n)&0x7fff); !taken[group] {
+			break
+		}
+	}
+	return group
+}
+
+// takenLogGroups reads which nflog groups of the thread's namespace have a socket. What cannot be read is not known to be
+// taken.
+func takenLogGroups() map[uint16]bool {
+	list, _ := readList("/proc/thread-self/net/netfilter/nfnetlink_log")
+	taken := make(map[uint16]bool)
+	for line := range bytes.Lines(list) {
+		var group uint16
+		if n, _ := fmt.Fscan(bytes.NewReader(line), &group); n == 1 {
+			taken[group] = true
+		}
+	}
+	return taken
+}
 
 // logBuffer is room for the copies of a long answer, which the kernel allocates as they come. A test makes it small.
 var logBuffer = 1 << 20
 
-// openLog opens a socket that gets a copy of every packet that the mute of the interface drops.
-func openLog(ns *netns.Namespace, ifindex int) (*netlink.Conn, error) {
-	var c *netlink.Conn
-	err := ns.Do(func() error {
-		var err error
-		c, err = netlink.Dial(unix.NETLINK_NETFILTER, nil)
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("open netfilter socket: %w", err)
-	}
+// unbindTimeout is how long bindLog waits for the socket that has had the group before. It has been closed, but somebody may
+// hold it for a moment still: Go's poller, to which a packet has just come, or a process that is dying.
+const unbindTimeout = time.Second
+
+// bindLog has a netfilter socket get a copy of every packet that the mute with the group drops.
+func bindLog(c *netlink.Conn, group uint16) error {
 	if err := c.SetReadBuffer(logBuffer); err != nil {
-		_ = c.Close()
-		return nil, fmt.Errorf("set size of log buffer: %w", err)
+		return fmt.Errorf("set size of log buffer: %w", err)
 	}
 	attrs, err := netlink.MarshalAttributes([]netlink.Attribute{
 		{Type: nfulCfgCmd, Data: []byte{nfulCmdBind}},
@@ -55,17 +70,20 @@ func openLog(ns *netns.Namespace, ifindex int) (*netlink.Conn, error) {
 		{Type: nfulCfgBufSize, Data: binary.BigEndian.AppendUint32(nil, logRoom)},
 	})
 	if err == nil {
-		header := binary.BigEndian.AppendUint16([]byte{unix.AF_INET6, unix.NFNETLINK_V0}, logGroup(ifindex))
-		err = configure(c, append(header, attrs...))
+		header := binary.BigEndian.AppendUint16([]byte{unix.AF_INET6, unix.NFNETLINK_V0}, group)
+		for end := time.Now().Add(unbindTimeout); ; <-time.After(unbindTimeout / 1000) {
+			if err = configure(c, append(header, attrs...)); !errors.Is(err, unix.EPERM) || time.Now().After(end) {
+				break
+			}
+		}
 	}
-	if errors.Is(err, unix.EPERM) { // the mute was allowed; a socket of its owner before may go a moment after that mute
+	if errors.Is(err, unix.EPERM) { // the mute was allowed
 		err = fmt.Errorf("%w: its log belongs to another socket still: %w", ErrMuted, err)
 	}
 	if err != nil {
-		_ = c.Close()
-		return nil, fmt.Errorf("nflog group %d: %w", logGroup(ifindex), err)
+		return fmt.Errorf("nflog group %d: %w", group, err)
 	}
-	return c, nil
+	return nil
 }
 
 // configure sends a request about the log and waits for its acknowledgement. Copies of packets may come before that;

@@ -39,6 +39,14 @@ const (
 	resyncAlone     = time.Second            // nothing else tells
 )
 
+// MaxJoined is how many addresses a Mirror keeps of an interface unless told otherwise, each source of a filter counted
+// as one more. It is far beyond what the kernel's own lists, through which it goes for each join, are made for; but any
+// program in a container can open sockets until then, and more.
+const MaxJoined = 1 << 16
+
+// ErrTooMany says that programs have joined more than a Mirror keeps.
+var ErrTooMany = errors.New("more is joined than can be mirrored")
+
 // eventBuffer is room for the events of a burst of joins, which the kernel allocates as they come.
 const eventBuffer = 1 << 20
 
@@ -80,12 +88,15 @@ type Mirror struct {
 	closed atomic.Bool
 
 	held    map[netip.Addr]membership
+	size    int // of held, as MaxJoined counts
+	most    int
 	touched map[netip.Addr]membership // as they were when Next told last
 	order   []netip.Addr              // of touched
 
 	joins    []netip.Addr // joined just now; sources are to be looked for
 	awaited  []netip.Addr // joined before, and still no sources
 	until    time.Time    // how long these are waited for
+	again    time.Time    // when to learn what could not be learned for lack of descriptors or memory; zero: nothing
 	unread   []byte       // read from the log, and waiting for the events before it
 	last     listRecord   // at the end of the last report
 	allowed  allowed      // by the last report
@@ -116,20 +127,14 @@ type allowed struct {
 
 // HasEvents tells whether the kernel has events of its memberships (RTNLGRP_IPV6_MCADDR, about Linux 6.14).
 func HasEvents(ns *netns.Namespace) bool {
-	c, err := dialRoute(ns)
-	if err != nil {
-		return false
-	}
-	defer c.Close()
-	return c.JoinGroup(mcaddrGroup) == nil
-}
-
-func dialRoute(ns *netns.Namespace) (c *netlink.Conn, err error) {
-	err = ns.Do(func() error {
-		c, err = netlink.Dial(unix.NETLINK_ROUTE, nil)
-		return err
-	})
-	return c, err
+	return ns.Do(func() error {
+		c, err := netlink.Dial(unix.NETLINK_ROUTE, nil)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		return c.JoinGroup(mcaddrGroup)
+	}) == nil
 }
 
 // OpenMirror mirrors the memberships of the interface with the given index. The namespace must stay open as long.
@@ -142,7 +147,7 @@ func dialRoute(ns *netns.Namespace) (c *netlink.Conn, err error) {
 // The error wraps [ErrMuted] where another mirror has the log of the mute, or of one before it, still.
 func OpenMirror(ns *netns.Namespace, ifindex int, mute *Mute) (*Mirror, error) {
 	m := &Mirror{
-		ns: ns, index: ifindex, stale: true,
+		ns: ns, index: ifindex, stale: true, most: MaxJoined,
 		held: make(map[netip.Addr]membership), touched: make(map[netip.Addr]membership),
 	}
 	if err := m.open(ns, mute); err != nil {
@@ -153,41 +158,55 @@ func OpenMirror(ns *netns.Namespace, ifindex int, mute *Mute) (*Mirror, error) {
 
 // open subscribes to what tells of changes; only after that the list is read, so nothing is missed.
 func (m *Mirror) open(ns *netns.Namespace, mute *Mute) (err error) {
-	if m.conn, err = dialRoute(ns); err != nil {
-		return fmt.Errorf("open route socket: %w", err)
+	if err := ns.Do(func() error { return m.enter(mute) }); err != nil {
+		return err
 	}
 	if m.raw, err = m.conn.SyscallConn(); err != nil {
 		return err
 	}
 	// Without strict checking (before Linux 4.20) the list has every interface in it.
 	_ = m.conn.SetOption(netlink.GetStrictCheck, true)
-
-	switch err := m.conn.JoinGroup(mcaddrGroup); {
-	case err == nil:
-		m.events = true
+	if m.events {
 		if err := m.conn.SetReadBuffer(eventBuffer); err != nil {
 			return fmt.Errorf("set size of event buffer: %w", err)
 		}
 		if err := m.conn.JoinGroup(rtnlgrpIPv6Netconf); err != nil {
 			return fmt.Errorf("join event group: %w", err)
 		}
-	case !errors.Is(err, unix.EINVAL):
-		return fmt.Errorf("join event group: %w", err)
 	}
-	if mute != nil && (mute.options.Sources || mute.options.Hints && !m.events) {
-		if m.log, err = openLog(ns, m.index); err != nil {
+	if m.log != nil {
+		if err := bindLog(m.log, mute.group); err != nil {
 			return err
 		}
 		if m.rawLog, err = m.log.SyscallConn(); err != nil {
 			return err
 		}
 	}
+	return m.openPoll()
+}
+
+// enter opens what belongs to the namespace that the thread is in.
+func (m *Mirror) enter(mute *Mute) (err error) {
+	if m.conn, err = netlink.Dial(unix.NETLINK_ROUTE, nil); err != nil {
+		return fmt.Errorf("open route socket: %w", err)
+	}
+	switch err := m.conn.JoinGroup(mcaddrGroup); {
+	case err == nil:
+		m.events = true
+	case !errors.Is(err, unix.EINVAL):
+		return fmt.Errorf("join event group: %w", err)
+	}
+	if mute != nil && (mute.options.Sources || mute.options.Hints && !m.events) {
+		if m.log, err = netlink.Dial(unix.NETLINK_NETFILTER, nil); err != nil {
+			return fmt.Errorf("open netfilter socket: %w", err)
+		}
+	}
 	if mute != nil && mute.options.Sources {
-		if m.sources, err = openSources(ns); err != nil {
+		if m.sources, err = openList(sourcesPath); err != nil {
 			return fmt.Errorf("open list of sources: %w", err)
 		}
 	}
-	return m.openPoll()
+	return nil
 }
 
 // openPoll gathers the sockets, so that one goroutine can wait for both.
@@ -224,15 +243,22 @@ func (m *Mirror) Events() bool { return m.events }
 // sources. The packet is f's until it returns. To be called before Next.
 func (m *Mirror) OnReport(f func(p mld.Packet)) { m.onReport = f }
 
+// Limit has Next fail when there is more than n, in place of MaxJoined. To be called before Next.
+func (m *Mirror) Limit(n int) { m.most = n }
+
 // Next waits for changes and returns them, each address once, in the order of their first change. The first call
 // returns at once, with the memberships that stand, perhaps none. (While programs leave without a pause, a few of a
 // long list may follow in the next call.) What came and went while nobody looked may be left out, but what Next has
-// told adds up to the kernel's list. One goroutine calls it at a time; after Close it returns [net.ErrClosed].
+// told adds up to the kernel's list. One goroutine calls it at a time; after Close it returns [net.ErrClosed]. An error that
+// wraps [ErrTooMany] says that there is more than MaxJoined or Limit.
 func (m *Mirror) Next() ([]Change, error) {
 	for {
 		err := m.next()
 		if m.closed.Load() {
 			return nil, net.ErrClosed
+		}
+		if err == nil && m.size > m.most {
+			err = m.tooMany()
 		}
 		if err != nil {
 			return nil, fmt.Errorf("memberships of interface %d: %w", m.index, err)
@@ -244,6 +270,10 @@ func (m *Mirror) Next() ([]Change, error) {
 	}
 }
 
+func (m *Mirror) tooMany() error {
+	return fmt.Errorf("%w: more than %d addresses and sources", ErrTooMany, m.most)
+}
+
 func (m *Mirror) next() error {
 	if m.stale {
 		return m.resync()
@@ -253,6 +283,7 @@ func (m *Mirror) next() error {
 	}
 	err := m.ready.Read(func(uintptr) bool { return m.gather() })
 	if errors.Is(err, os.ErrDeadlineExceeded) {
+		m.gather() // what has come while nobody could look has come in time
 		return m.expire()
 	}
 	err, m.failure = errors.Join(err, m.failure), nil
@@ -265,6 +296,7 @@ func (m *Mirror) set(addr netip.Addr, s membership) {
 		m.touched[addr] = m.held[addr]
 		m.order = append(m.order, addr)
 	}
+	m.size += s.size() - m.held[addr].size()
 	if s.state == absent {
 		delete(m.held, addr)
 	} else {
@@ -364,11 +396,9 @@ func (m *Mirror) lookUp() {
 		}
 		m.set(addr, membership{anySource, awaited})
 		m.awaited = append(m.awaited, addr)
+		m.until = time.Now().Add(sourcesDelay) // for all that are awaited, so that none has less
 	}
 	m.joins = m.joins[:0]
-	if len(m.awaited) > 0 && m.until.IsZero() {
-		m.until = time.Now().Add(sourcesDelay)
-	}
 }
 
 // lookFor looks for the sources of addresses, and tells which have any. Who excludes a source has joined without one,
@@ -408,11 +438,16 @@ func (m *Mirror) lookFor(addrs []netip.Addr) (found map[netip.Addr]bool) {
 }
 
 // nextDeadline is when something is to be done though nothing comes; the zero Time if nothing is.
-func (m *Mirror) nextDeadline() time.Time {
-	if !m.events && (m.until.IsZero() || m.due.Before(m.until)) {
-		return m.due
+func (m *Mirror) nextDeadline() (next time.Time) {
+	if !m.events {
+		next = m.due
 	}
-	return m.until
+	for _, at := range []time.Time{m.until, m.again} {
+		if next.IsZero() || !at.IsZero() && at.Before(next) {
+			next = at
+		}
+	}
+	return next
 }
 
 func (m *Mirror) setDeadline() error {
@@ -425,6 +460,12 @@ func (m *Mirror) expire() error {
 	now := time.Now()
 	if !m.events && !now.Before(m.due) {
 		m.stale = true
+	}
+	if !m.again.IsZero() && !now.Before(m.again) {
+		m.again = time.Time{}
+		if err := m.learn(m.unsure()); err != nil {
+			return err
+		}
 	}
 	if m.until.IsZero() || now.Before(m.until) {
 		return nil
@@ -582,6 +623,9 @@ func (m *Mirror) record(r listRecord, sources []netip.Addr, continued bool) {
 		if m.events || !wanted {
 			return // of a membership that has ended
 		}
+		if !r.addr.IsMulticast() || r.addr.Is4In6() {
+			return // not the kernel's: others can log to the same group
+		}
 		m.join(r.addr)
 		s = m.held[r.addr]
 	}
@@ -656,6 +700,7 @@ func (m *Mirror) resync() error {
 		late         = make(map[netip.Addr]bool)
 		entries      int
 		left, broken bool // somebody left meanwhile; the list is of no use
+		tooMany      bool
 		done         bool
 		failure      error
 	)
@@ -676,11 +721,14 @@ func (m *Mirror) resync() error {
 		if addr, ok := m.membership(data); ok {
 			list[addr] = true
 		}
+		tooMany = len(list) > m.most
 	}
-	err = m.receive(take, func() { broken = true }, func(bool) bool { return done })
+	err = m.receive(take, func() { broken = true }, func(bool) bool { return done || tooMany })
 	switch {
 	case err != nil:
 		return err
+	case tooMany:
+		return m.tooMany()
 	case errors.Is(failure, unix.ENODEV): // the interface has gone, and everything with it
 		clear(list)
 		left = false
@@ -714,6 +762,10 @@ func (m *Mirror) learn(addrs []netip.Addr) error {
 		return nil
 	}
 	s, err := readStanding(m.ns, m.sources, m.index)
+	if scarce(err) {
+		m.again = time.Now().Add(scarcity)
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -723,6 +775,24 @@ func (m *Mirror) learn(addrs []netip.Addr) error {
 		}
 	}
 	return nil
+}
+
+// scarcity is how long learning waits when it could not be done for lack of descriptors or memory.
+const scarcity = time.Second
+
+// scarce tells whether something has failed for lack of what others may give back.
+func scarce(err error) bool {
+	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM)
+}
+
+// unsure is what is held without its filter.
+func (m *Mirror) unsure() (addrs []netip.Addr) {
+	for addr, s := range m.held {
+		if s.state == unsure {
+			addrs = append(addrs, addr)
+		}
+	}
+	return addrs
 }
 
 // filtered tells whether a source filter of an address may matter to anybody: not that of one which is never reported,

@@ -604,3 +604,104 @@ func TestOpenMirrorTwice(t *testing.T) {
 		t.Errorf("%v, want kernel.ErrMuted", err)
 	}
 }
+
+// Interfaces whose indexes would give them the same log have each its own, also one that needs none until the others have
+// theirs.
+func TestMirrorsOfEqualIndexes(t *testing.T) {
+	t.Parallel()
+	n := netnslab.New(t).Node("pod")
+	indexes := []string{"10", "32778", "65546"}
+	add := func(i int) *netnslab.Endpoint {
+		t.Helper()
+		name, peer := fmt.Sprint("eth", i), "peer"+indexes[i]
+		run(t, n, "ip", "link", "add", "name", name, "index", indexes[i], "type", "veth", "peer", "name", peer)
+		run(t, n, "ip", "link", "set", "dev", peer, "up")
+		run(t, n, "ip", "link", "set", "dev", name, "up")
+		return n.Interface(name)
+	}
+	logs := func(i int, e *netnslab.Endpoint, mute *kernel.Mute) {
+		t.Helper()
+		f := follow(t, e, mute)
+		m := e.JoinSource(group, u[i])
+		f.wants(e, group, include(i))
+		if err := m.AddSource(u[3]); err != nil {
+			t.Fatal(err)
+		}
+		netnslab.WaitFor(t, "the second source, which only the log tells", patience, func() (bool, string) {
+			c := f.filter(group)
+			return told(c) == include(i, 3), fmt.Sprintf("%+v is told", c)
+		}, n)
+	}
+	late := add(0)
+	lateMute := newMute(t, late, mutes)
+	for i := 1; i < len(indexes); i++ {
+		e := add(i)
+		logs(i, e, newMute(t, e, sources))
+	}
+	if err := lateMute.Renew(n.Netns(), sources); err != nil {
+		t.Fatal(err)
+	}
+	logs(0, late, lateMute)
+}
+
+// What programs join costs memory here; beyond a bound the mirror ends, with what stood before it as with what comes later.
+func TestMirrorTooMany(t *testing.T) {
+	e := pod(t)
+	e.LinkLocal()
+	m := openMirror(t, e, nil)
+	standing, err := m.Next()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Limit(len(standing) + 2)
+	address := func(i int) netip.Addr {
+		return netip.MustParseAddr(fmt.Sprintf("ff05::99:%x", i))
+	}
+	for i := range 2 {
+		e.Join(address(i))
+	}
+	for told := 0; told < 2; {
+		changes, err := m.Next()
+		if err != nil {
+			t.Fatalf("%v after %d of 2", err, told)
+		}
+		told += len(changes)
+	}
+	e.Join(address(2))
+	if changes, err := m.Next(); !errors.Is(err, kernel.ErrTooMany) {
+		t.Errorf("one more: %v, %v", changes, err)
+	}
+	if err := m.Close(); err != nil {
+		t.Error(err)
+	}
+
+	m = openMirror(t, e, nil)
+	defer m.Close()
+	m.Limit(len(standing) + 2)
+	if changes, err := m.Next(); !errors.Is(err, kernel.ErrTooMany) {
+		t.Errorf("what stands: %v, %v", changes, err)
+	}
+}
+
+// Whoever may make rules in the namespace can log any packet to the mirror's group. A record about what is no multicast
+// address tells nothing.
+func TestMirrorForgedReport(t *testing.T) {
+	withoutEvents(t)
+	e := pod(t)
+	f := follow(t, e, newMute(t, e, sources))
+	f.equal(e)
+	run(t, e.Node(), "nft", fmt.Sprintf("table ip6 forger { chain c { type filter hook prerouting priority 0; "+
+		"icmpv6 type 143 log group %d queue-threshold 1; }; }", 0x8000|e.Index()))
+	unicast, mapped := netip.MustParseAddr("fd00::1"), netip.MustParseAddr("::ffff:224.0.0.251")
+	var records []mld.Record
+	for _, addr := range []netip.Addr{unicast, mapped, group} {
+		records = append(records, mld.Record{Type: mld.ChangeToExclude, MulticastAddress: addr})
+	}
+	e.Peer().SendPacket(mld.AppendReportV2(nil, netip.MustParseAddr("fe80::99"), records))
+	netnslab.WaitFor(t, "the rest of the report to be told", patience, func() (bool, string) {
+		return f.filter(group).Joined, ""
+	})
+	if list := f.list(); list[unicast] || list[mapped] {
+		t.Errorf("told: %v", list)
+	}
+}

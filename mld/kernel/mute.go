@@ -39,11 +39,18 @@ const (
 // mutePriority is far before any rule set of the container, which might hide the reports from us at 0 or -150.
 const mutePriority = -450
 
+// maxRenewals is how many priorities a mute has from mutePriority on. Each Renew takes the next one: a packet that is on its
+// way through the hooks passes the former chain as it was, or else the new one as it is. The other way round it would pass
+// the new one before it is in force, and then the former one that is no more. That may happen once in maxRenewals.
+const maxRenewals = 100
+
 // A Mute drops the MLD reports that the kernel itself sends on one interface, from NewMute until Close or the
 // death of the process, whatever its cause. Its methods are safe for concurrent use.
 type Mute struct {
 	index   int
+	group   uint16 // of nflog; of no meaning without a log
 	options MuteOptions
+	renewed int // how often
 
 	mu     sync.Mutex
 	conn   *netlink.Conn // owns the table: the kernel removes it when the socket is closed
@@ -64,6 +71,9 @@ type MuteOptions struct {
 	// of a filter. Both are still heard by AF_PACKET sockets, but not by a program's ICMPv6 socket.
 }
 
+// logs tells whether a copy is logged of what is dropped.
+func (o MuteOptions) logs() bool { return o.Hints || o.Sources }
+
 // NewMute mutes the kernel on the interface with the given index. It survives a rename of the interface, going
 // down and up, and a flush of all rules by the container's root. Reports that a program sends by itself, such as
 // a multicast router's, pass. CAP_NET_ADMIN is needed in the namespace.
@@ -73,12 +83,11 @@ func NewMute(ns *netns.Namespace, ifindex int, options MuteOptions) (*Mute, erro
 	if ifindex <= 0 {
 		return nil, fmt.Errorf("mute interface %d: no such index", ifindex)
 	}
-	batch, err := muteBatch(ifindex, options, false)
-	if err != nil {
-		return nil, fmt.Errorf("mute interface %d: %w", ifindex, err)
-	}
 	m := &Mute{index: ifindex, options: options, dup: -1}
-	err = ns.Do(func() error {
+	err := ns.Do(func() (err error) {
+		if options.logs() {
+			m.group = logGroup(ifindex, takenLogGroups())
+		}
 		m.conn, err = netlink.Dial(unix.NETLINK_NETFILTER, nil)
 		return err
 	})
@@ -89,7 +98,11 @@ func NewMute(ns *netns.Namespace, ifindex int, options MuteOptions) (*Mute, erro
 		return nil, fmt.Errorf("mute interface %d: open netfilter socket: %w", ifindex, err)
 	}
 	m.holdHigh()
-	if err := m.install(batch); err != nil {
+	batch, err := m.batch(options, false)
+	if err == nil {
+		err = m.install(batch)
+	}
+	if err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
 	return m, nil
@@ -99,7 +112,8 @@ func NewMute(ns *netns.Namespace, ifindex int, options MuteOptions) (*Mute, erro
 // from the highest number down, each AF_PACKET socket among them takes 13 ms, and until this one has gone the
 // kernel stays silent although nobody speaks for it.
 func (m *Mute) holdHigh() {
-	const highest, lowest = 1 << 15, 1 << 8 // a table of descriptors up to a high number takes room
+	// The table of descriptors takes eight octets for each, up to the highest.
+	const highest, lowest = 1 << 17, 1 << 8
 	raw, err := m.conn.SyscallConn()
 	if err != nil {
 		return
@@ -113,8 +127,8 @@ func (m *Mute) holdHigh() {
 	})
 }
 
-// install sends the batch. Only its last message asks for an acknowledgement, so exactly one answer comes: that,
-// or the first error.
+// install sends the batch. Only its last message asks for an acknowledgement, so the first answer is that, or the first
+// error, which others may follow.
 func (m *Mute) install(batch []netlink.Message) error {
 	sent, err := m.conn.SendMessages(batch)
 	if err != nil {
@@ -124,6 +138,7 @@ func (m *Mute) install(batch []netlink.Message) error {
 	if err == nil {
 		return nil
 	}
+	m.discardAnswers()
 	var op *netlink.OpError
 	first := errors.As(err, &op) && op.Sequence == sent[0].Header.Sequence
 	switch {
@@ -140,9 +155,26 @@ func (m *Mute) install(batch []netlink.Message) error {
 	return fmt.Errorf("mute interface %d: %w", m.index, err)
 }
 
+// discardAnswers reads what is left of the answers to a batch, all of which are there when it has been sent. The next
+// request would take them for its own.
+func (m *Mute) discardAnswers() {
+	raw, err := m.conn.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Read(func(fd uintptr) bool {
+		for {
+			_, err := ignoringEINTR(func() (int, error) { return unix.Read(int(fd), make([]byte, 1)) })
+			if err != nil && !errors.Is(err, unix.ENOBUFS) {
+				return true
+			}
+		}
+	})
+}
+
 // Renew makes the mute one of other options, without a moment in which the kernel is heard. Dropped begins at 0 again if
-// they differ. On an error the mute is as it was.
-func (m *Mute) Renew(options MuteOptions) error {
+// they differ. On an error the mute is as it was. The namespace is that of NewMute.
+func (m *Mute) Renew(ns *netns.Namespace, options MuteOptions) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch {
@@ -151,9 +183,18 @@ func (m *Mute) Renew(options MuteOptions) error {
 	case options == m.options:
 		return nil
 	}
-	batch, err := muteBatch(m.index, options, true)
+	if options.logs() && !m.options.logs() { // until now, others could take any group
+		if err := ns.Do(func() error {
+			m.group = logGroup(m.index, takenLogGroups())
+			return nil
+		}); err != nil {
+			return fmt.Errorf("mute interface %d: %w", m.index, err)
+		}
+	}
+	m.renewed++ // also if it fails
+	batch, err := m.batch(options, true)
 	if err != nil {
-		return fmt.Errorf("mute interface %d: %w", m.index, err)
+		return err
 	}
 	if err := m.install(batch); err != nil {
 		return err
@@ -208,7 +249,7 @@ func (m *Mute) Close() error {
 // tableName is the table of one interface. Its index does not change with its name.
 func tableName(ifindex int) string { return fmt.Sprintf("mld-%d", ifindex) }
 
-// muteBatch is the transaction that makes the table:
+// batch is the transaction that makes the table:
 //
 //	chain output  { oif I, ICMPv6 types 131 to 143: goto reports }
 //	chain reports { types 133 to 142 are not MLD: accept; from a program's socket: accept; log; count and drop }
@@ -218,11 +259,12 @@ func tableName(ifindex int) string { return fmt.Sprintf("mld-%d", ifindex) }
 //	chain input   { iif I, ICMPv6 type 130: goto queries }
 //	chain queries { number of sources is 0: accept; drop }
 //
-// If a table is there, of this socket, it goes in the same moment. A packet that is not ICMPv6 costs one rule. Queries that are sent pass: a router in the namespace may be the querier.
+// If a table is there, of this socket, it goes in the same moment. A packet that is not ICMPv6 costs one rule.
+// Queries that are sent pass: a router in the namespace may be the querier.
 //
 // The log has no limit, for what a limit holds back is lost without a word. What bounds it is the buffer of its
 // socket, and an overflow of that is told.
-func muteBatch(ifindex int, options MuteOptions, replace bool) ([]netlink.Message, error) {
+func (m *Mute) batch(options MuteOptions, replace bool) ([]netlink.Message, error) {
 	const (
 		typeQuery, typeReport, typeReportV2 = 130, 131, 143
 		firstOther, lastOther               = 133, 142
@@ -237,10 +279,10 @@ func muteBatch(ifindex int, options MuteOptions, replace bool) ([]netlink.Messag
 			accept,
 		},
 	}
-	if options.Hints || options.Sources {
+	if options.logs() {
 		reports = append(reports, []expr.Any{&expr.Log{
 			Key:   1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_QTHRESHOLD,
-			Group: logGroup(ifindex), QThreshold: 1, // or a copy waits up to a second for company
+			Group: m.group, QThreshold: 1, // or a copy waits up to a second for company
 		}})
 	}
 	reports = append(reports, []expr.Any{
@@ -248,7 +290,7 @@ func muteBatch(ifindex int, options MuteOptions, replace bool) ([]netlink.Messag
 		&expr.Verdict{Kind: expr.VerdictDrop},
 	})
 
-	table := tableName(ifindex)
+	table, priority := tableName(m.index), mutePriority+int32(m.renewed%maxRenewals)
 	b := batch{table: table}
 	b.control(unix.NFNL_MSG_BATCH_BEGIN)
 	if replace {
@@ -265,7 +307,7 @@ func muteBatch(ifindex int, options MuteOptions, replace bool) ([]netlink.Messag
 		e.Bytes(unix.NFTA_OBJ_DATA|unix.NLA_F_NESTED, nil)
 	})
 	b.chain(chainReports, reports)
-	if options.Hints || options.Sources {
+	if options.logs() {
 		// The number of sources stands at 26. A query of version 1 ends at 24, and then the rule does not match.
 		b.chain(chainQueries, [][]expr.Any{
 			{
@@ -275,12 +317,15 @@ func muteBatch(ifindex int, options MuteOptions, replace bool) ([]netlink.Messag
 			},
 			{&expr.Verdict{Kind: expr.VerdictDrop}},
 		})
-		b.hook(chainInput, nfHookLocalIn, takeAside(expr.MetaKeyIIF, ifindex, typeQuery, typeQuery, chainQueries))
+		b.hook(chainInput, nfHookLocalIn, priority, takeAside(expr.MetaKeyIIF, m.index, typeQuery, typeQuery, chainQueries))
 	}
-	b.hook(chainOutput, nfHookLocalOut, takeAside(expr.MetaKeyOIF, ifindex, typeReport, typeReportV2, chainReports))
+	b.hook(chainOutput, nfHookLocalOut, priority, takeAside(expr.MetaKeyOIF, m.index, typeReport, typeReportV2, chainReports))
 	b.messages[len(b.messages)-1].Header.Flags |= netlink.Acknowledge
 	b.control(unix.NFNL_MSG_BATCH_END)
-	return b.messages, b.err
+	if b.err != nil {
+		return nil, fmt.Errorf("mute interface %d: %w", m.index, b.err)
+	}
+	return b.messages, nil
 }
 
 // takeAside sends the ICMPv6 packets of some types that come or go through the interface to a chain.
@@ -338,14 +383,14 @@ func (b *batch) chain(name string, rules [][]expr.Any) {
 }
 
 // hook adds a chain with one rule that the packets of a hook pass. Where it goes to must be there.
-func (b *batch) hook(name string, hook uint32, rule []expr.Any) {
+func (b *batch) hook(name string, hook uint32, priority int32, rule []expr.Any) {
 	b.add(unix.NFT_MSG_NEWCHAIN, 0, func(e *netlink.AttributeEncoder) {
 		e.String(unix.NFTA_CHAIN_TABLE, b.table)
 		e.String(unix.NFTA_CHAIN_NAME, name)
 		e.String(unix.NFTA_CHAIN_TYPE, "filter")
 		e.Nested(unix.NFTA_CHAIN_HOOK, func(e *netlink.AttributeEncoder) error {
 			e.Uint32(unix.NFTA_HOOK_HOOKNUM, hook)
-			e.Int32(unix.NFTA_HOOK_PRIORITY, mutePriority)
+			e.Int32(unix.NFTA_HOOK_PRIORITY, priority)
 			return nil
 		})
 		e.Uint32(unix.NFTA_CHAIN_POLICY, 1) // NF_ACCEPT

@@ -174,7 +174,7 @@ func TestMuteRenew(t *testing.T) {
 			for _, options := range []kernel.MuteOptions{sources, sources, hints, mutes} {
 				before := dropped(t, m)
 				netnslab.WaitFor(t, "a report that is dropped", patience, func() (bool, string) { return dropped(t, m) > before, "" })
-				if err := m.Renew(options); err != nil {
+				if err := m.Renew(e.Node().Netns(), options); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -185,7 +185,7 @@ func TestMuteRenew(t *testing.T) {
 	if rules := run(t, e.Node(), "nft", "list", "ruleset"); strings.Count(rules, "table") != 1 || strings.Contains(rules, "chain input") {
 		t.Errorf("the rules are now:\n%s", rules)
 	}
-	if err := m.Renew(sources); err != nil {
+	if err := m.Renew(e.Node().Netns(), sources); err != nil {
 		t.Fatal(err)
 	}
 	if rules := run(t, e.Node(), "nft", "list", "ruleset"); strings.Count(rules, "table") != 1 || !strings.Contains(rules, "chain input") {
@@ -194,8 +194,27 @@ func TestMuteRenew(t *testing.T) {
 	if err := m.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := m.Renew(mutes); !errors.Is(err, net.ErrClosed) {
+	if err := m.Renew(e.Node().Netns(), mutes); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("renewed after Close: %v", err)
+	}
+}
+
+// The kernel answers what it refuses with an error for each message, and goes on to the acknowledgement. No later request
+// may take these for answers to itself.
+func TestMuteRenewFails(t *testing.T) {
+	t.Parallel()
+	e := pod(t)
+	m := newMute(t, e, mutes)
+	if err := m.DropTable(); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if err := m.Renew(e.Node().Netns(), sources); !errors.Is(err, unix.ENOENT) {
+			t.Errorf("renewed without a table: %v, want %v", err, unix.ENOENT)
+		}
+		if _, err := m.Dropped(); !errors.Is(err, unix.ENOENT) {
+			t.Errorf("counted without a table: %v, want %v", err, unix.ENOENT)
+		}
 	}
 }
 

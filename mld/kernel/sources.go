@@ -28,19 +28,30 @@ import (
 // to learn the filter of some that stand (see [standing.filter]).
 const sourcesPath = "/proc/thread-self/net/mcfilter6"
 
-// openSources opens the list. It stays that of the namespace, whoever reads it.
-func openSources(ns *netns.Namespace) (f *os.File, err error) {
-	err = ns.Do(func() error {
-		f, err = os.Open(sourcesPath)
-		return err
-	})
-	return f, err
-}
-
 // A sourceRow is a line of the list: how many sockets include and exclude a source.
 type sourceRow struct {
 	addr, source       netip.Addr
 	includes, excludes int
+}
+
+// openList opens a list of the kernel's, which stays that of the thread's namespace, whoever reads it. It is always ready,
+// so it is not given to Go's poller, as os.Open would.
+func openList(path string) (*os.File, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// readList reads a whole list.
+func readList(path string) ([]byte, error) {
+	f, err := openList(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(f)
 }
 
 // readSources reads the list and calls found with the rows of an interface.
@@ -124,13 +135,14 @@ func readMemberships(ns *netns.Namespace, ifindex int) (users map[netip.Addr]int
 
 // readUsers is readMemberships of the thread's namespace (/proc/net/igmp6).
 func readUsers(ifindex int) (map[netip.Addr]int, error) {
-	list, err := os.ReadFile("/proc/thread-self/net/igmp6")
+	list, err := readList("/proc/thread-self/net/igmp6")
 	if err != nil {
 		return nil, fmt.Errorf("read memberships: %w", err)
 	}
 	users := make(map[netip.Addr]int)
 	for line := range bytes.Lines(list) {
-		f := bytes.Fields(line) // index, name, address, users, and how it is joined
+		// Index, name, address, users, and how it is joined. The name may hold U+2003 and the like.
+		f := bytes.FieldsFunc(line, func(r rune) bool { return r == ' ' })
 		if len(f) < 4 || string(f[0]) != strconv.Itoa(ifindex) {
 			continue
 		}

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/seed-aaab8e3a/cni-mld/mld"
 	"github.com/seed-aaab8e3a/cni-mld/mld/kernel"
 	"github.com/seed-aaab8e3a/cni-mld/netnslab"
@@ -341,6 +343,57 @@ func TestMirrorStandingSources(t *testing.T) {
 	}
 	if len(lists) != 2 || lists[0] != lists[1] || !strings.Contains(lists[0], "ff05") {
 		t.Errorf("the lists are not the same, so nothing is proved: %q", lists)
+	}
+}
+
+// While the process has no descriptor left, the lists cannot be read. That passes, and is no end. No other test must run
+// beside this one.
+func TestMirrorWithoutDescriptors(t *testing.T) {
+	lab := netnslab.New(t)
+	_, e := lab.Veth(lab.Node("peer"), "eth0", lab.Node("pod"), "eth0", netnslab.Down)
+	announced(t, e)
+	c := e.Peer().Capture(netnslab.MLD)
+	e.JoinSource(group, u[0])
+	waitReport(e, c)
+	m := openMirror(t, e, newMute(t, e, sources))
+	defer m.Close()
+	giveBack := takeDescriptors(t)
+	for _, want := range []want{anything, include(0)} {
+		changes, err := m.Next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i := slices.IndexFunc(changes, func(c kernel.Change) bool { return c.Addr == group }); i < 0 || told(changes[i]) != want {
+			t.Errorf("%+v is told, want %05b of %v", changes, want, group)
+		}
+		time.AfterFunc(100*time.Millisecond, giveBack)
+	}
+}
+
+// takeDescriptors leaves the process none, until they are given back.
+func takeDescriptors(t *testing.T) (giveBack func()) {
+	t.Helper()
+	var before unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	var taken []int
+	giveBack = sync.OnceFunc(func() {
+		for _, fd := range taken {
+			_ = unix.Close(fd)
+		}
+		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &before)
+	})
+	t.Cleanup(giveBack)
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 256, Max: before.Max}); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		fd, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return giveBack
+		}
+		taken = append(taken, fd)
 	}
 }
 
@@ -690,21 +743,18 @@ func TestMirrorAnnouncement(t *testing.T) {
 	f.wants(e, group, exclude(0))
 }
 
-// V2-58: an address for source-specific multicast is not told as one of any source because its sources are not there
-// yet. Here the kernel's list hides them; it tells of the join before it adds them, too. If nobody reports, it is told.
-func TestV2_58_MirrorAwaitsSources(t *testing.T) {
-	restore := kernel.WithSourcesDelay(time.Hour) // the kernel's next report may be a repeat that is due within a second
-	defer func() { restore() }()
-	e := pod(t, netnslab.Down)
-	announced(t, e)
-	m := openMirror(t, e, newMute(t, e, sources))
-	defer m.Close()
+// nextOf returns what waits for the next change of an address, after what stands. The mirror ends with the test.
+func nextOf(t *testing.T, m *kernel.Mirror) func(addr netip.Addr) kernel.Change {
+	t.Helper()
 	giveUp := time.AfterFunc(patience, func() { m.Close() })
-	defer giveUp.Stop()
+	t.Cleanup(func() {
+		giveUp.Stop()
+		m.Close()
+	})
 	if _, err := m.Next(); err != nil {
 		t.Fatal(err)
 	}
-	next := func(addr netip.Addr) kernel.Change {
+	return func(addr netip.Addr) kernel.Change {
 		t.Helper()
 		for {
 			changes, err := m.Next()
@@ -718,6 +768,16 @@ func TestV2_58_MirrorAwaitsSources(t *testing.T) {
 			}
 		}
 	}
+}
+
+// V2-58: an address for source-specific multicast is not told as one of any source because its sources are not there
+// yet. Here the kernel's list hides them; it tells of the join before it adds them, too. If nobody reports, it is told.
+func TestV2_58_MirrorAwaitsSources(t *testing.T) {
+	restore := kernel.WithSourcesDelay(time.Hour) // the kernel's next report may be a repeat that is due within a second
+	defer func() { restore() }()
+	e := pod(t, netnslab.Down)
+	announced(t, e)
+	next := nextOf(t, openMirror(t, e, newMute(t, e, sources)))
 	for i := range 5 {
 		member := e.JoinSource(channel, u[0])
 		hiding := e.Join(addrs(5)[i])
@@ -736,6 +796,47 @@ func TestV2_58_MirrorAwaitsSources(t *testing.T) {
 	e.Join(channel)
 	if c := next(channel); told(c) != anything {
 		t.Errorf("%+v is told", c)
+	}
+}
+
+// V2-58: sources are awaited for as long as they may take, each time, also while those of another address are awaited
+// already; and what has been reported meanwhile counts, also where nobody could look before the time was up.
+func TestV2_58_MirrorAwaitsEach(t *testing.T) {
+	const delay = 200 * time.Millisecond
+	restore := kernel.WithSourcesDelay(delay)
+	defer func() { restore() }()
+	e := pod(t, netnslab.Down)
+	announced(t, e)
+	mute := newMute(t, e, sources)
+	next := nextOf(t, openMirror(t, e, mute))
+	hides := addrs(3)
+
+	before := dropped(t, mute)
+	member := e.JoinSource(channel, u[0])
+	e.Join(hides[0])
+	next(hides[0])
+	netnslab.WaitFor(t, "the kernel's report to be dropped", patience, func() (bool, string) { return dropped(t, mute) > before, "" })
+	<-time.After(delay)
+	if c := next(channel); told(c) != include(0) {
+		t.Errorf("%+v is told, want %05b, which was reported", c, include(0))
+	}
+
+	// From here on no report gets as far as to the log.
+	run(t, e.Node(), "nft", "table ip6 before { chain c { type filter hook output priority -500; icmpv6 type 143 drop; }; }")
+	if err := member.Close(); err != nil {
+		t.Fatal(err)
+	}
+	e.Join(netip.MustParseAddr("ff3e::8000:1"))
+	e.Join(hides[1])
+	next(hides[1])
+	<-time.After(delay / 2)
+	since := time.Now()
+	e.JoinSource(channel, u[0])
+	e.Join(hides[2])
+	for c := next(channel); told(c) != anything; c = next(channel) {
+	}
+	if took := time.Since(since); took < delay {
+		t.Errorf("any source is told after %v, want %v at least", took, delay)
 	}
 }
 

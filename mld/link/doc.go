@@ -8,6 +8,8 @@
 //	err = l.WritePacket(packet)         // made by mld.AppendReport and its like
 //	state, err = l.Watch()              // returns when State has changed
 //
+// Which interfaces there are, and what they lead to, a [Lookup] tells.
+//
 // # Packets
 //
 // An AF_PACKET socket hears what a raw ICMPv6 socket does not: specific queries for, and Reports of, groups

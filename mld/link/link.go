@@ -68,22 +68,30 @@ func Open(ns *netns.Namespace, ifindex int) (*Link, error) {
 	return l, nil
 }
 
-func (l *Link) open() error {
+func (l *Link) open() (err error) {
 	filter, err := mldFilter()
 	if err != nil {
 		return fmt.Errorf("interface %d: assemble filter: %w", l.index, err)
 	}
-	err = l.ns.Do(func() error {
-		var err error
+	var route *routeSocket
+	defer func() {
+		if route != nil {
+			err = errors.Join(err, route.Close())
+		}
+	}()
+	err = l.ns.Do(func() (err error) {
 		// The filter is attached before the socket is bound, so that not one other frame enters the queue.
 		l.conn, err = packet.Listen(&net.Interface{Index: l.index}, packet.Raw, unix.ETH_P_IPV6,
 			&packet.Config{Filter: filter})
 		if err != nil {
 			return fmt.Errorf("interface %d: open packet socket (CAP_NET_RAW is needed): %w", l.index, err)
 		}
-		l.events, err = netlink.Dial(unix.NETLINK_ROUTE, nil)
+		l.events, err = netlink.Dial(unix.NETLINK_ROUTE, &netlink.Config{Groups: eventGroups})
 		if err != nil {
 			return fmt.Errorf("interface %d: open route socket: %w", l.index, err)
+		}
+		if route, err = newRouteSocket(); err != nil {
+			return fmt.Errorf("interface %d: %w", l.index, err)
 		}
 		return nil
 	})
@@ -108,22 +116,20 @@ func (l *Link) open() error {
 	if err := l.events.SetBPF(filter); err != nil {
 		return fmt.Errorf("interface %d: route socket: attach filter: %w", l.index, err)
 	}
-	for _, group := range []uint32{
-		unix.RTNLGRP_LINK, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV6_IFINFO, rtnlgrpIPv6Netconf,
-		unix.RTNLGRP_IPV6_ROUTE,
-	} {
-		if err := l.events.JoinGroup(group); err != nil {
-			return fmt.Errorf("interface %d: join event group %d: %w", l.index, group, err)
-		}
-	}
 	// WritePacket needs the hardware address, and so it is read here, to be returned by the first Watch.
-	s, _, err := l.read()
+	l.state.Lock()
+	s, _, err := l.readFrom(route)
+	l.state.Unlock()
 	l.takesAll = s.Kind == "veth" || s.Kind == "bridge"
 	if err == nil && s.Kind == "macvtap" { // what comes in is the tap's, as soon as a program has opened it
 		err = l.hearEveryProtocol()
 	}
 	return err
 }
+
+// eventGroups are the groups of events that may change what a State says, a bit for each.
+const eventGroups = 1<<(unix.RTNLGRP_LINK-1) | 1<<(unix.RTNLGRP_IPV6_IFADDR-1) | 1<<(unix.RTNLGRP_IPV6_IFINFO-1) |
+	1<<(rtnlgrpIPv6Netconf-1) | 1<<(unix.RTNLGRP_IPV6_ROUTE-1)
 
 func (l *Link) setPacketOptions() error {
 	var failure error

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -497,14 +498,43 @@ func TestNoAllocation(t *testing.T) {
 	}
 }
 
-func TestIndex(t *testing.T) {
-	_, host := cable(t)
-	if index, err := link.Index(host.Node().Netns(), "eth0"); err != nil || index != host.Index() {
-		t.Errorf("eth0: got %d, %v, want %d", index, err, host.Index())
+// TestLookup finds a veth by either handle, and its other end by what it leads to.
+func TestLookup(t *testing.T) {
+	lab := netnslab.New(t)
+	pod, peer := lab.Veth(lab.Node("pod"), "eth0", lab.Node("node"), "veth0")
+	links, err := link.OpenLookup(pod.Node().Netns())
+	if err != nil {
+		t.Fatal(err)
 	}
-	if _, err := link.Index(host.Node().Netns(), "eth1"); !errors.Is(err, link.ErrGone) {
-		t.Errorf("eth1: %v", err)
+	defer links.Close()
+	byName, err := links.ByName("eth0")
+	if err != nil {
+		t.Fatal(err)
 	}
+	id, ok, err := links.NetnsID(peer.Node().Netns())
+	if err != nil || !ok {
+		t.Fatalf("number of the other end's namespace: %v, %v", ok, err)
+	}
+	if byName.Index != pod.Index() || byName.Name != "eth0" || byName.Kind != "veth" || byName.Parent != peer.Index() || byName.ParentNetns != id {
+		t.Errorf("%+v, want index %d, parent %d in %d", byName, pod.Index(), peer.Index(), id)
+	}
+	if byIndex, err := links.ByIndex(pod.Index()); err != nil || !reflect.DeepEqual(byName, byIndex) {
+		t.Errorf("by index: %+v, %v, want %+v", byIndex, err, byName)
+	}
+	if id, ok, err := links.NetnsID(lab.Node("unrelated").Netns()); ok || err != nil {
+		t.Errorf("a namespace that nothing leads to: %d, %v, %v", id, ok, err)
+	}
+	_, err = links.ByName("eth1")
+	for what, err := range map[string]error{"eth1": err, "index 4711": gone(links, 4711), "index 0": gone(links, 0), "index -1": gone(links, -1)} {
+		if !errors.Is(err, link.ErrGone) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+func gone(links *link.Lookup, index int) error {
+	_, err := links.ByIndex(index)
+	return err
 }
 
 func TestOpenNothing(t *testing.T) {

@@ -17,25 +17,31 @@ type routeSocket struct {
 	seq uint32
 }
 
-func dialRoute(ns *netns.Namespace) (*routeSocket, error) {
-	r := &routeSocket{fd: -1}
-	err := ns.Do(func() (err error) {
-		r.fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+func dialRoute(ns *netns.Namespace) (r *routeSocket, err error) {
+	err = ns.Do(func() error {
+		r, err = newRouteSocket()
 		return err
 	})
+	return r, err
+}
+
+// newRouteSocket opens one in the namespace that the thread is in.
+func newRouteSocket() (*routeSocket, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("open route socket: %w", err)
 	}
 	// Before Linux 4.20 a dump of addresses is not limited to the interface, only longer.
-	_ = unix.SetsockoptInt(r.fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
-	return r, nil
+	_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
+	return &routeSocket{fd: fd}, nil
 }
 
 // Close closes the socket.
 func (r *routeSocket) Close() error { return unix.Close(r.fd) }
 
-// answers are what an answer is read into: the kernel makes a part of a dump no longer than that.
-var answers = sync.Pool{New: func() any { return new([16 << 10]byte) }}
+// answers are what an answer is read into: the kernel makes a part of a dump no longer than that. They grow with what is
+// told of an interface with many other names, 64 KiB and more.
+var answers = sync.Pool{New: func() any { b := make([]byte, 16<<10); return &b }}
 
 // ask sends a request and hands what is answered to take: one message, or those of a dump. What take is given is only
 // its own until it returns.
@@ -50,14 +56,14 @@ func (r *routeSocket) ask(kind, flags uint16, data []byte, take func(data []byte
 	if err := unix.Sendto(r.fd, append(b, data...), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return fmt.Errorf("send: %w", err)
 	}
-	buf := answers.Get().(*[16 << 10]byte)
+	buf := answers.Get().(*[]byte)
 	defer answers.Put(buf)
 	for {
-		n, err := ignoringEINTR(func() (int, error) { return unix.Read(r.fd, buf[:]) })
+		part, err := r.receive(buf)
 		if err != nil {
 			return fmt.Errorf("receive: %w", err)
 		}
-		for rest := buf[:n]; len(rest) >= unix.SizeofNlMsghdr; {
+		for rest := part; len(rest) >= unix.SizeofNlMsghdr; {
 			n := int(binary.NativeEndian.Uint32(rest))
 			if n < unix.SizeofNlMsghdr || n > len(rest) {
 				return fmt.Errorf("message of %d octets in %d", n, len(rest))
@@ -82,4 +88,20 @@ func (r *routeSocket) ask(kind, flags uint16, data []byte, take func(data []byte
 			rest = rest[min((n+3)&^3, len(rest)):]
 		}
 	}
+}
+
+// receive reads one part of an answer into buf, which is made longer if it must be.
+func (r *routeSocket) receive(buf *[]byte) (part []byte, err error) {
+	n, err := ignoringEINTR(func() (int, error) {
+		n, _, err := unix.Recvfrom(r.fd, nil, unix.MSG_PEEK|unix.MSG_TRUNC)
+		return n, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if n > len(*buf) {
+		*buf = make([]byte, n)
+	}
+	n, err = ignoringEINTR(func() (int, error) { return unix.Read(r.fd, *buf) })
+	return (*buf)[:max(n, 0)], err
 }

@@ -7,11 +7,11 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
-
-	"github.com/seed-aaab8e3a/cni-mld/mld/netns"
 )
 
 // State is what a listener must know about an interface.
@@ -25,6 +25,7 @@ type State struct {
 	Downs        uint32     // how often the carrier has been lost, which may have been for a moment (Linux 4.16)
 	Source       netip.Addr // a valid link-local address, or the zero Addr while there is none
 	Duplicate    netip.Addr // while there is no Source: a link-local address that another node has
+	Tentative    netip.Addr // while there is neither: a link-local address of which this is still to be found out
 	IPv6         bool       // IPv6 is switched on, and the MTU is large enough for it
 	Restarts     uint32     // how often IPv6 may have begun anew, without the memberships of before
 	Kind         string     // the kernel's name of the kind of link, such as "veth"; empty for a network card
@@ -35,7 +36,7 @@ type State struct {
 func (s State) Equal(o State) bool {
 	return s.Name == o.Name && s.Index == o.Index && bytes.Equal(s.HardwareAddr, o.HardwareAddr) &&
 		s.MTU == o.MTU && s.AdminUp == o.AdminUp && s.Up == o.Up && s.Downs == o.Downs &&
-		s.Source == o.Source && s.Duplicate == o.Duplicate && s.IPv6 == o.IPv6 && s.Restarts == o.Restarts &&
+		s.Source == o.Source && s.Duplicate == o.Duplicate && s.Tentative == o.Tentative && s.IPv6 == o.IPv6 && s.Restarts == o.Restarts &&
 		s.Kind == o.Kind && s.Ethernet == o.Ethernet
 }
 
@@ -56,6 +57,8 @@ func (s State) Obstacle() string {
 		return "the link has no carrier: is its other end up?"
 	case s.Duplicate.IsValid():
 		return fmt.Sprintf("its link-local address %v is a duplicate: another node on the link has it", s.Duplicate)
+	case s.Tentative.IsValid():
+		return fmt.Sprintf("there is no valid link-local address yet: duplicate address detection of %v is at work", s.Tentative)
 	case !s.Source.IsValid():
 		return "there is no valid link-local address yet, see ip -6 addr show dev " + s.Name
 	}
@@ -94,10 +97,21 @@ func (l *Link) Watch() (State, error) {
 			return State{}, err
 		}
 		s, changed, err := l.read()
-		if err != nil || changed {
+		switch {
+		case scarce(err):
+			_ = l.events.SetReadDeadline(time.Now().Add(scarcity)) // only fails after Close, of which waitEvent tells
+		case err != nil || changed:
 			return s, err
 		}
 	}
+}
+
+// scarcity is how long Watch waits, at most, before it looks again when it could not for lack of descriptors or memory.
+const scarcity = time.Second
+
+// scarce tells whether something has failed for lack of what others may give back.
+func scarce(err error) bool {
+	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.ENOBUFS)
 }
 
 // read reads the state and tells whether it differs from the last one read. Reads are in a row, so that the
@@ -113,12 +127,18 @@ func (l *Link) read() (s State, changed bool, err error) {
 	}
 	r, err := dialRoute(l.ns)
 	if err != nil {
-		return State{}, false, fmt.Errorf("interface %d: open route socket: %w", l.index, err)
+		return State{}, false, fmt.Errorf("interface %d: %w", l.index, err)
 	}
 	defer r.Close()
-	s, err = readLink(r, l.index, "")
+	return l.readFrom(r)
+}
+
+// readFrom is read with a socket. l.state is held.
+func (l *Link) readFrom(r *routeSocket) (s State, changed bool, err error) {
+	found, err := readLink(r, l.index, "")
+	s = found.State
 	if err == nil {
-		s.Source, s.Duplicate, err = readSource(r, l.index)
+		err = readSource(r, &s)
 	}
 	if err != nil {
 		if errors.Is(err, unix.ENODEV) {
@@ -134,25 +154,8 @@ func (l *Link) read() (s State, changed bool, err error) {
 	return s, changed, nil
 }
 
-// Index returns the index of the interface with a name. The error wraps [ErrGone] if there is none.
-func Index(ns *netns.Namespace, name string) (int, error) {
-	r, err := dialRoute(ns)
-	if err != nil {
-		return 0, fmt.Errorf("interface %s: open route socket: %w", name, err)
-	}
-	defer r.Close()
-	s, err := readLink(r, 0, name)
-	if errors.Is(err, unix.ENODEV) {
-		err = ErrGone
-	}
-	if err != nil {
-		return 0, fmt.Errorf("interface %s: %w", name, err)
-	}
-	return s.Index, nil
-}
-
-// readLink asks for everything in State but the address, of an interface by its index or, if that is 0, by its name.
-func readLink(r *routeSocket, index int, name string) (s State, err error) {
+// readLink asks for everything in Found, of an interface by its index or, if that is 0, by its name.
+func readLink(r *routeSocket, index int, name string) (f Found, err error) {
 	req := make([]byte, unix.SizeofIfInfomsg)
 	binary.NativeEndian.PutUint32(req[4:], uint32(index))
 	e := netlink.NewAttributeEncoder()
@@ -162,47 +165,51 @@ func readLink(r *routeSocket, index int, name string) (s State, err error) {
 	}
 	attrs, err := e.Encode()
 	if err != nil {
-		return State{}, err
+		return Found{}, err
 	}
 	err = r.ask(unix.RTM_GETLINK, 0, append(req, attrs...), func(data []byte) (err error) {
-		s, err = parseLink(data)
+		f, err = parseLink(data)
 		return err
 	})
-	return s, err
+	return f, err
 }
 
-func parseLink(b []byte) (State, error) {
+func parseLink(b []byte) (Found, error) {
 	if len(b) < unix.SizeofIfInfomsg {
-		return State{}, fmt.Errorf("a link of %d octets", len(b))
+		return Found{}, fmt.Errorf("a link of %d octets", len(b))
 	}
 	// IFF_RUNNING follows the carrier up to a second late, and only then the kernel begins with IPv6.
 	const running = unix.IFF_UP | unix.IFF_RUNNING | unix.IFF_LOWER_UP
 	flags := binary.NativeEndian.Uint32(b[8:])
-	s := State{
+	f := Found{ParentNetns: SameNetns, State: State{
 		Ethernet: binary.NativeEndian.Uint16(b[2:]) == unix.ARPHRD_ETHER,
 		Index:    int(int32(binary.NativeEndian.Uint32(b[4:]))),
 		AdminUp:  flags&unix.IFF_UP != 0,
 		Up:       flags&running == running,
-	}
+	}}
 	d, err := netlink.NewAttributeDecoder(b[unix.SizeofIfInfomsg:])
 	if err != nil {
-		return State{}, err
+		return Found{}, err
 	}
 	for d.Next() {
 		switch d.Type() {
 		case unix.IFLA_IFNAME:
-			s.Name = d.String()
+			f.Name = d.String()
 		case unix.IFLA_ADDRESS:
-			s.HardwareAddr = bytes.Clone(d.Bytes())
+			f.HardwareAddr = bytes.Clone(d.Bytes())
 		case unix.IFLA_MTU:
-			s.MTU = int(d.Uint32())
+			f.MTU = int(d.Uint32())
+		case unix.IFLA_LINK:
+			f.Parent = int(d.Uint32())
+		case unix.IFLA_LINK_NETNSID:
+			f.ParentNetns = int(d.Int32())
 		case unix.IFLA_CARRIER_DOWN_COUNT:
-			s.Downs = d.Uint32()
+			f.Downs = d.Uint32()
 		case unix.IFLA_LINKINFO:
 			d.Nested(func(d *netlink.AttributeDecoder) error {
 				for d.Next() {
 					if d.Type() == unix.IFLA_INFO_KIND {
-						s.Kind = d.String()
+						f.Kind = d.String()
 					}
 				}
 				return nil
@@ -212,7 +219,7 @@ func parseLink(b []byte) (State, error) {
 				for d.Next() {
 					if d.Type() == unix.AF_INET6 {
 						d.Nested(func(d *netlink.AttributeDecoder) error {
-							s.IPv6 = parseIPv6(d)
+							f.IPv6 = parseIPv6(d)
 							return nil
 						})
 					}
@@ -221,7 +228,7 @@ func parseLink(b []byte) (State, error) {
 			})
 		}
 	}
-	return s, d.Err()
+	return f, d.Err()
 }
 
 // parseIPv6 tells whether IPv6 is switched on. An interface with an MTU below 1280 has no IPv6 part at all.
@@ -234,14 +241,15 @@ func parseIPv6(d *netlink.AttributeDecoder) bool {
 	return false
 }
 
-// readSource finds the address that MLD messages are sent from, or else a duplicate that cannot be it.
-func readSource(r *routeSocket, index int) (source, duplicate netip.Addr, err error) {
+// readSource finds the address that MLD messages are sent from, or else a duplicate that cannot be it, or else one that
+// may become it.
+func readSource(r *routeSocket, s *State) error {
 	req := make([]byte, unix.SizeofIfAddrmsg)
 	req[0] = unix.AF_INET6
-	binary.NativeEndian.PutUint32(req[4:], uint32(index))
-	var best, deprecated netip.Addr
-	err = r.ask(unix.RTM_GETADDR, unix.NLM_F_DUMP, req, func(data []byte) error {
-		if len(data) < unix.SizeofIfAddrmsg || int(binary.NativeEndian.Uint32(data[4:])) != index {
+	binary.NativeEndian.PutUint32(req[4:], uint32(s.Index))
+	var best, deprecated, duplicate, tentative netip.Addr
+	err := r.ask(unix.RTM_GETADDR, unix.NLM_F_DUMP, req, func(data []byte) error {
+		if len(data) < unix.SizeofIfAddrmsg || int(binary.NativeEndian.Uint32(data[4:])) != s.Index {
 			return nil
 		}
 		addr, flags, err := parseAddr(data)
@@ -249,10 +257,11 @@ func readSource(r *routeSocket, index int) (source, duplicate netip.Addr, err er
 			return err
 		}
 		switch {
-		case !addr.IsLinkLocalUnicast():
+		case !addr.IsLinkLocalUnicast() || addr.Is4In6(): // netip takes ::ffff:169.254.0.1 for link-local
 		case flags&unix.IFA_F_DADFAILED != 0:
 			duplicate = lower(duplicate, addr)
 		case !usable(flags):
+			tentative = lower(tentative, addr)
 		case flags&unix.IFA_F_DEPRECATED != 0:
 			deprecated = lower(deprecated, addr)
 		default:
@@ -260,13 +269,17 @@ func readSource(r *routeSocket, index int) (source, duplicate netip.Addr, err er
 		}
 		return nil
 	})
-	if !best.IsValid() {
-		best = deprecated
+	switch {
+	case best.IsValid():
+		s.Source = best
+	case deprecated.IsValid():
+		s.Source = deprecated
+	case duplicate.IsValid():
+		s.Duplicate = duplicate
+	default:
+		s.Tentative = tentative
 	}
-	if best.IsValid() {
-		duplicate = netip.Addr{}
-	}
-	return best, duplicate, err
+	return err
 }
 
 // usable tells whether an address is valid: a tentative one is not (RFC 3590 section 4), an optimistic one is, though it
@@ -331,6 +344,9 @@ func (l *Link) waitEvent() error {
 	switch {
 	case l.closed.Load():
 		return net.ErrClosed
+	case errors.Is(err, os.ErrDeadlineExceeded): // scarcity is over, perhaps
+		_ = l.events.SetReadDeadline(time.Time{})
+		return nil
 	case err != nil:
 		failure = err
 	}

@@ -2,10 +2,15 @@ package link_test
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
+	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/seed-aaab8e3a/cni-mld/mld/link"
 	"github.com/seed-aaab8e3a/cni-mld/netnslab"
@@ -110,7 +115,9 @@ func TestWatchIPv6WithoutAddress(t *testing.T) {
 	src := host.LinkLocal()
 	run(t, host, "ip", "link", "set", "eth0", "addrgenmode", "none")
 	host.DelAddr(netip.PrefixFrom(src, 64))
-	watchUntil(t, l, "no address", func(s link.State) bool { return s.Up && s.IPv6 && !s.Source.IsValid() })
+	watchUntil(t, l, "no address", func(s link.State) bool {
+		return s.Up && s.IPv6 && !s.Source.IsValid() && !s.Tentative.IsValid()
+	})
 	states := make(chan link.State)
 	go func() {
 		defer close(states)
@@ -180,6 +187,9 @@ func TestObstacle(t *testing.T) {
 		"its link-local address fe80::2 is a duplicate: another node on the link has it": func(s *link.State) {
 			s.Source, s.Duplicate = netip.Addr{}, netip.MustParseAddr("fe80::2")
 		},
+		"there is no valid link-local address yet: duplicate address detection of fe80::2 is at work": func(s *link.State) {
+			s.Source, s.Tentative = netip.Addr{}, netip.MustParseAddr("fe80::2")
+		},
 		"there is no valid link-local address yet, see ip -6 addr show dev eth0": func(s *link.State) { s.Source = netip.Addr{} },
 	} {
 		s := ready
@@ -201,9 +211,13 @@ func TestWatchDuplicateAddressDetection(t *testing.T) {
 	if s.Source.IsValid() {
 		t.Fatalf("a source before duplicate address detection can have ended: %+v", s)
 	}
+	if !s.Tentative.IsValid() { // not yet
+		s = watchUntil(t, l, "a tentative address", func(s link.State) bool { return s.Tentative.IsValid() || s.Source.IsValid() })
+	}
+	tentative := s.Tentative
 	s = watchUntil(t, l, "a source", func(s link.State) bool { return s.Source.IsValid() })
-	if want := host.LinkLocal(); s.Source != want {
-		t.Fatalf("source %s, want %s", s.Source, want)
+	if want := host.LinkLocal(); s.Source != want || tentative != want || s.Tentative.IsValid() {
+		t.Fatalf("source %s, tentative %s before and %s now, want %s", s.Source, tentative, s.Tentative, want)
 	}
 }
 
@@ -291,5 +305,91 @@ func TestErrGone(t *testing.T) {
 				t.Fatalf("State: %v", err)
 			}
 		})
+	}
+}
+
+// An IPv4-mapped address of IPv4's link-local range is no link-local address (RFC 4291 section 2.5.6), though it is the
+// lower one, and whoever may add addresses in the namespace may add it.
+func TestStateMappedAddress(t *testing.T) {
+	_, host := cable(t)
+	l := open(t, host)
+	src := host.LinkLocal()
+	run(t, host, "ip", "addr", "add", "::ffff:169.254.0.1/128", "dev", "eth0", "nodad")
+	if s, err := l.State(); err != nil || s.Source != src {
+		t.Errorf("%v, %v, want %v", s.Source, err, src)
+	}
+}
+
+// Whoever is root in the namespace may give an interface other names, as many as the kernel tells of in 64 KiB.
+func TestStateManyNames(t *testing.T) {
+	_, host := cable(t)
+	l := open(t, host)
+	src := host.LinkLocal()
+	names := host.Node().Command(t.Context(), "ip", "-batch", "-")
+	var batch strings.Builder
+	for i := range 256 {
+		fmt.Fprintf(&batch, "link property add dev eth0 altname %0127d\n", i)
+	}
+	names.Stdin = strings.NewReader(batch.String())
+	if out, err := names.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if s, err := l.State(); err != nil || s.Name != "eth0" || s.MTU != 1500 || s.Source != src || !s.IPv6 || s.Kind != "veth" {
+		t.Errorf("%+v, %v", s, err)
+	}
+	links, err := link.OpenLookup(host.Node().Netns())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer links.Close()
+	if f, err := links.ByName("eth0"); err != nil || f.Index != host.Index() {
+		t.Errorf("index %d, %v, want %d", f.Index, err, host.Index())
+	}
+	open(t, host)
+}
+
+// While the process has no descriptor left, a change cannot be looked at. That passes, and is no end. No other test must
+// run beside this one.
+func TestWatchWithoutDescriptors(t *testing.T) {
+	lab := netnslab.New(t)
+	host, _ := lab.Veth(lab.Node("pod"), "eth0", lab.Host(), "peer")
+	l := open(t, host)
+	host.LinkLocal()
+	watchUntil(t, l, "the first state", func(s link.State) bool { return s.Up && s.Source.IsValid() })
+	giveBack := takeDescriptors(t)
+	if _, err := l.State(); !errors.Is(err, unix.EMFILE) {
+		t.Fatalf("%v, want %v", err, unix.EMFILE)
+	}
+	host.SetDown()
+	time.AfterFunc(100*time.Millisecond, giveBack)
+	watchUntil(t, l, "down", func(s link.State) bool { return !s.Up })
+	host.SetUp()
+	watchUntil(t, l, "up", func(s link.State) bool { return s.Up && s.Source.IsValid() })
+}
+
+// takeDescriptors leaves the process none, until they are given back.
+func takeDescriptors(t *testing.T) (giveBack func()) {
+	t.Helper()
+	var before unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	var taken []int
+	giveBack = sync.OnceFunc(func() {
+		for _, fd := range taken {
+			_ = unix.Close(fd)
+		}
+		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &before)
+	})
+	t.Cleanup(giveBack)
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 256, Max: before.Max}); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		fd, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return giveBack
+		}
+		taken = append(taken, fd)
 	}
 }

@@ -60,6 +60,9 @@ func (a Asked) elements() (elements []json.RawMessage, err error) {
 			return nil, errors.New("JSON, and not a list")
 		case text[0] != '[':
 			for element := range strings.SplitSeq(text, ",") {
+				if several(element) {
+					return nil, errors.New("something else than commas between groups")
+				}
 				raw, err := json.Marshal(strings.TrimSpace(element))
 				if err != nil {
 					return nil, err

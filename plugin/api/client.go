@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"path/filepath"
 	"runtime"
 	"time"
 
@@ -26,17 +27,17 @@ type Client struct {
 
 // Dial connects to the daemon of a run directory, which it checks but never creates. The error wraps fs.ErrNotExist
 // or unix.ECONNREFUSED if nothing listens there; see NotRunning. It wraps ErrRunDir if the directory is not to be
-// trusted.
-func Dial(ctx context.Context, runDir string) (*Client, error) {
+// trusted. It does not wait: a daemon that is busy lets clients into its backlog, or refuses them.
+func Dial(runDir string) (*Client, error) {
 	if err := verifyRunDir(runDir); err != nil {
 		return nil, err
 	}
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", SocketPath(runDir))
+	path := SocketPath(runDir)
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
-		return nil, fmt.Errorf("mldd at %s: %w", SocketPath(runDir), err)
+		return nil, fmt.Errorf("mldd at %s: %w", path, err)
 	}
-	return &Client{conn: conn.(*net.UnixConn), r: bufio.NewReader(conn)}, nil
+	return &Client{conn: conn, r: bufio.NewReader(conn)}, nil
 }
 
 // NotRunning reports whether an error of Dial or Call means that no daemon listens in the run directory, or that the
@@ -50,54 +51,99 @@ func NotRunning(err error) bool {
 	return false
 }
 
+// Exchange sends one request to the daemon of a run directory, over a connection of its own, and waits for the answer
+// until ctx ends. If the daemon goes away before it answers, whoever listens there then is asked once more: a worker of
+// mldd may be followed by the next one, and a request that comes twice does no more than one that comes once. The error is
+// that of Dial or Client.Call, or what the daemon says is wrong, a *types.Error.
+func Exchange(ctx context.Context, runDir string, r *Request) (*Answer, error) {
+	line, fds, err := r.encode() // before the daemon knows of us and waits
+	if err != nil {
+		return nil, err
+	}
+	answer, connected, err := exchange(ctx, runDir, r, line, fds)
+	if connected && NotRunning(err) {
+		answer, _, err = exchange(ctx, runDir, r, line, fds)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if answer.Error != nil {
+		return nil, answer.Error
+	}
+	return answer, nil
+}
+
+// exchange is Exchange of a request that is encoded already, and asks once.
+func exchange(ctx context.Context, runDir string, r *Request, line []byte, fds []int) (_ *Answer, connected bool, err error) {
+	c, err := Dial(runDir)
+	if err != nil {
+		return nil, false, err
+	}
+	defer c.Close()
+	answer, err := c.exchange(ctx, r, line, fds)
+	return answer, true, err
+}
+
 // Call sends one request and waits for its answer until ctx ends. The descriptors of the request go with it and
-// stay the caller's. The error is about the exchange, a *types.Error if the request is longer than MaxLine; what the daemon thinks of the request is in Answer.Error.
-// After an error the client is of no further use.
+// stay the caller's. The error is about the exchange, a *types.Error if the request is longer than MaxLine; what the daemon
+// thinks of the request is in Answer.Error. After an error the client is of no further use.
 func (c *Client) Call(ctx context.Context, r *Request) (*Answer, error) {
+	line, fds, err := r.encode()
+	if err != nil {
+		return nil, err
+	}
+	return c.exchange(ctx, r, line, fds)
+}
+
+// exchange sends a request that is encoded already.
+func (c *Client) exchange(ctx context.Context, r *Request, line []byte, fds []int) (*Answer, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("mldd: %s: %w", r.Op, err)
 	}
 	// A deadline in the past wakes the blocked read or write.
 	stop := context.AfterFunc(ctx, func() { c.conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	a, err := c.call(r)
+	err := writeLine(c.conn, line, fds)
+	runtime.KeepAlive(r) // its files, whose numbers were in use until here
+	var answer *Answer
+	if err == nil {
+		line, err = readLine(c.r)
+	}
+	if err == nil {
+		answer, err = decodeAnswer(line)
+	}
 	if err != nil && ctx.Err() != nil {
 		err = fmt.Errorf("no answer: %w", ctx.Err())
+		if path := c.conn.RemoteAddr().String(); errors.Is(err, context.DeadlineExceeded) {
+			err = fmt.Errorf("%w: something listens at %s, and no worker of mldd answers: see its log, by journalctl -u mldd or in %s",
+				err, path, LogPath(filepath.Dir(path)))
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("mldd: %s: %w", r.Op, err)
 	}
-	return a, nil
+	return answer, nil
 }
 
-func (c *Client) call(r *Request) (*Answer, error) {
+// encode makes the line of a request, and lists the descriptors that go with it.
+func (r *Request) encode() (line []byte, fds []int, err error) {
 	req := *r
 	req.V = Version
 	w := wireRequest{Request: &req}
-	var fds []int
 	for i, f := range []*os.File{r.Netns, r.HostNetns} {
 		if f != nil {
 			w.Descriptors = append(w.Descriptors, descriptorNames[i])
 			fds = append(fds, int(f.Fd()))
 		}
 	}
-	line, err := json.Marshal(w)
-	if err != nil {
-		return nil, err
+	if line, err = json.Marshal(w); err != nil {
+		return nil, nil, fmt.Errorf("mldd: %s: %w", r.Op, err)
 	}
 	if n := len(line) + 1; n > MaxLine {
-		return nil, types.NewError(types.ErrInvalidNetworkConfig, // what makes it long; to try again does not help
+		return nil, nil, types.NewError(types.ErrInvalidNetworkConfig, // what makes it long; to try again does not help
 			fmt.Sprintf("%s: a request of %d bytes: at most %d are sent: name fewer groups, sources or attachments", r.Op, n, MaxLine), "")
 	}
-	err = writeLine(c.conn, line, fds)
-	runtime.KeepAlive(r) // its files, whose numbers were in use until here
-	if err != nil {
-		return nil, err
-	}
-	if line, err = readLine(c.r); err != nil {
-		return nil, err
-	}
-	return decodeAnswer(line)
+	return line, fds, nil
 }
 
 // Close ends the connection.

@@ -23,12 +23,12 @@
 //
 // Settings are the part of a network's configuration that the daemon acts on. ParseSettings turns the
 // configuration's keys, and what the container itself asks for, into them and fills in every default, so what
-// travels and what is stored is complete and two of them can be compared. Their rules live here because the plugin checks them before it troubles the
-// daemon, and the daemon checks them again because it trusts no client.
+// travels and what is stored is complete and two of them can be compared. Their rules live here because the plugin
+// checks them before it troubles the daemon, and the daemon checks them again because it trusts no client.
 //
 // A client:
 //
-//	c, err := api.Dial(ctx, "/run/mld")
+//	c, err := api.Dial("/run/mld")
 //	...
 //	defer c.Close()
 //	answer, err := c.Call(ctx, &api.Request{Op: api.OpStatus})

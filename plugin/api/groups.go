@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/seed-aaab8e3a/cni-mld/mld"
 )
@@ -208,6 +209,9 @@ func (g *Group) UnmarshalJSON(data []byte) error {
 func (g *Group) parse(text string) error {
 	read := Group{Deliver: true}
 	group := text
+	if several(text) {
+		return errors.New("has several groups: write one in each string, or in each flag --group")
+	}
 	if source, after, found := strings.Cut(text, "@"); found {
 		addr, err := parseSource(source)
 		if err != nil {
@@ -219,8 +223,16 @@ func (g *Group) parse(text string) error {
 	if read.Addr, err = netip.ParseAddr(group); err != nil {
 		return errors.New("not an IPv6 address: write it like ff05::4321")
 	}
+	if len(read.Sources) > 0 && read.Sources[0].IsMulticast() && !read.Addr.IsMulticast() {
+		return fmt.Errorf("has the group before the @: it is SOURCE@GROUP, so write %v@%v", read.Addr, read.Sources[0])
+	}
 	*g = read
 	return nil
+}
+
+// several tells whether a text has more than one word, whatever is between them.
+func several(text string) bool {
+	return len(strings.FieldsFunc(text, func(r rune) bool { return unicode.IsSpace(r) || r == ',' || r == ';' })) > 1
 }
 
 func parseSource(text string) (netip.Addr, error) {

@@ -16,8 +16,8 @@ const Version = 1
 
 // Values of Request.Op.
 const (
-	OpAdd    = "add"    // attach, or replace the settings in place; with Settings and both descriptors
-	OpDel    = "del"    // detach; unknown attachments are no error
+	OpAdd    = "add"    // attach, or replace the settings in place, else all is as before; with Settings and both descriptors
+	OpDel    = "del"    // detach; an unknown attachment is no error, and Answer.Unknown tells
 	OpCheck  = "check"  // prove that the attachment works; with Settings and both descriptors
 	OpStatus = "status" // answer with Status; without an attachment
 	OpGC     = "gc"     // detach what is attached to Network and not in Valid
@@ -210,6 +210,8 @@ type Answer struct {
 	Error *types.Error `json:"error,omitempty"`
 	// Degraded is why an attachment was added and is not known to be ready.
 	Degraded string `json:"degraded,omitempty"`
+	// Unknown says that there was nothing to detach.
+	Unknown bool `json:"unknown,omitempty"`
 	// Status answers OpStatus.
 	Status *Status `json:"status,omitempty"`
 }

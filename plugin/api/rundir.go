@@ -22,7 +22,8 @@ func SocketPath(runDir string) string { return filepath.Join(runDir, "mldd.sock"
 // LockPath returns the path of the file that is locked (flock) by whoever starts the daemon or acts in its absence.
 func LockPath(runDir string) string { return filepath.Join(runDir, "start.lock") }
 
-// LogPath returns the path of the log of a daemon that the plugin has started.
+// LogPath returns the path of the log of a daemon that the plugin has started. At 1 MiB it becomes the former log, whose
+// name has ".1" added.
 func LogPath(runDir string) string { return filepath.Join(runDir, "mldd.log") }
 
 // StatePath returns the path of the file that remembers an attachment while it stands. The attachment must be
@@ -52,22 +53,27 @@ func Remembered(runDir, network string) ([]Attachment, error) {
 	return list, nil
 }
 
-// ErrRunDir is wrapped by the errors of a run directory that is not to be trusted.
+// ErrRunDir is wrapped by the errors of a run directory that is not to be trusted, or cannot be made.
 var ErrRunDir = errors.New("run directory")
+
+const asRoot = "run as root, or with --run-dir or runDir of your own"
 
 // CheckRunDir makes sure that a run directory can be trusted: that it is a directory, no symbolic link, belongs to
 // the caller and is writable by nobody else. A directory that lies directly in /run is created with mode 0700 if it
 // does not exist. Any other must exist, since only its administrator knows who may write to its parents. An error
-// wraps ErrRunDir, or fs.ErrNotExist if there is no such directory.
+// wraps ErrRunDir.
 func CheckRunDir(dir string) error {
 	err := verifyRunDir(dir)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	if filepath.Dir(filepath.Clean(dir)) != "/run" {
-		return fmt.Errorf("%w: create it with mode 0700 and owner %d", err, os.Geteuid())
+		return fmt.Errorf("%w %s: does not exist: create it with mode 0700 and owner %d", ErrRunDir, dir, os.Geteuid())
 	}
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		if errors.Is(err, fs.ErrPermission) {
+			err = fmt.Errorf("%w: %s", err, asRoot)
+		}
 		return fmt.Errorf("%w: %w", ErrRunDir, err)
 	}
 	return verifyRunDir(dir)
@@ -93,8 +99,11 @@ func verifyRunDir(dir string) error {
 	if !info.IsDir() {
 		return bad("is not a directory")
 	}
-	if uid := int(info.Sys().(*syscall.Stat_t).Uid); uid != os.Geteuid() {
-		return bad("belongs to user %d: must belong to user %d", uid, os.Geteuid())
+	switch uid, own := int(info.Sys().(*syscall.Stat_t).Uid), os.Geteuid(); {
+	case uid != own && own != 0:
+		return bad("belongs to user %d, and this is user %d: %s", uid, own, asRoot)
+	case uid != own:
+		return bad("belongs to user %d: must belong to user %d", uid, own)
 	}
 	if mode := info.Mode().Perm(); mode&0o022 != 0 {
 		return bad("mode %#o lets others write: must be a directory of its own, with mode 0700", mode)

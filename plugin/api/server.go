@@ -64,6 +64,9 @@ func readMessage(conn *net.UnixConn) (line []byte, files []*os.File, err error) 
 			return nil, files, err
 		case perr != nil:
 			return nil, files, perr
+		case flags&unix.MSG_CTRUNC != 0 && len(files) < len(descriptorNames):
+			return nil, files, types.NewError(types.ErrTryAgainLater,
+				"request: a descriptor of it did not arrive: mldd has as many files open as it may (RLIMIT_NOFILE)", "")
 		case flags&unix.MSG_CTRUNC != 0 || len(files) > len(descriptorNames):
 			return nil, files, tooMany // the kernel has closed those that found no room
 		}

@@ -286,7 +286,7 @@ func (l *limits) parse(raw json.RawMessage) *types.Error {
 
 func (l *limits) check(groups []Group) *types.Error {
 	if n := len(groups); n > l.groups {
-		return InvalidConfig("limits.groups", l.groups, fmt.Sprintf("%d groups are declared: declare fewer, or raise the limit", n))
+		return InvalidConfig("limits.groups", l.groups, fmt.Sprintf("is less than the %d declared: declare fewer, or raise the limit", n))
 	}
 	for _, g := range groups {
 		if n := len(g.Sources); n > l.sources { // V2-72
@@ -346,7 +346,7 @@ func (s *Settings) Validate() *types.Error {
 	case s.Profile != ProfileRFC && s.Profile != ProfileKAME:
 		return InvalidConfig("profile", s.Profile, `must be "rfc" or "kame"`)
 	case s.Profile == ProfileKAME && s.MLDVersion != MLDVersion1:
-		return InvalidConfig("mldVersion", s.MLDVersion, `contradicts profile "kame", which speaks MLDv1 alone: set mldVersion to 1`)
+		return InvalidConfig("mldVersion", s.MLDVersion, `contradicts profile "kame", which speaks MLDv1 alone: must be 1`)
 	case s.Profile == ProfileKAME && s.AlwaysDone:
 		return InvalidConfig("alwaysDone", true, `contradicts profile "kame", which sends a Done only as the last reporter:`+
 			` use profile "rfc" or leave alwaysDone out`)

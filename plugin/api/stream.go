@@ -31,7 +31,8 @@ type Interface struct {
 	Name   string `json:"ifname"`      // its name now
 }
 
-// Values of AttachmentStatus.State.
+// Values of AttachmentStatus.State. During duplicate address detection an attachment is ready as well if its groups are
+// forwarded: bridges take what is reported from "::".
 const (
 	StateReady    = "ready"    // the link is up, and every declared group is reported and, on a bridge, forwarded
 	StateDegraded = "degraded" // something of that is not so; Reason says what
@@ -47,19 +48,21 @@ type AttachmentStatus struct {
 	State     string    `json:"state"`            // one of the State constants
 	Reason    string    `json:"reason,omitempty"` // in words; empty if it is ready
 
-	KernelReports string     `json:"kernelReports"`     // in effect: KernelReportsMute or KernelReportsKeep
-	Muted         uint64     `json:"muted"`             // reports of the kernel that were dropped
-	MLDVersion    int        `json:"mldVersion"`        // that is spoken now, 1 or 2
-	VersionReason string     `json:"mldVersionReason"`  // in words
-	Robustness    int        `json:"robustness"`        // Robustness Variable in force
-	Source        netip.Addr `json:"source,omitzero"`   // that messages are sent from; absent: no valid link-local address
-	Querier       *Querier   `json:"querier,omitempty"` // who asked last on this interface; absent: nobody yet
+	KernelReports string     `json:"kernelReports"`            // in effect: KernelReportsMute or KernelReportsKeep
+	Muted         uint64     `json:"muted"`                    // reports of the kernel that were dropped
+	MLDVersion    int        `json:"mldVersion"`               // that is spoken now, 1 or 2
+	VersionReason string     `json:"mldVersionReason"`         // in words
+	VersionUntil  time.Time  `json:"mldVersionUntil,omitzero"` // when MLDv1 ends that a querier has caused, if it asks no more
+	Robustness    int        `json:"robustness"`               // Robustness Variable in force
+	Source        netip.Addr `json:"source,omitzero"`          // that messages are sent from; absent: no valid link-local address
+	Querier       *Querier   `json:"querier,omitempty"`        // who asked last on this interface; absent: nobody yet
 
 	Declared int `json:"declared"` // groups of this attachment
-	Wanted   int `json:"wanted"`   // multicast addresses that somebody wants on the interface, applications included
+	Wanted   int `json:"wanted"`   // multicast addresses that anybody wants on the interface, but for those never reported
 	Reported int `json:"reported"` // of these, those that are reported
 
-	Bridge *Bridge `json:"bridge,omitempty"` // absent: not the port of a bridge of the host
+	Bridge       *Bridge `json:"bridge,omitempty"`       // absent: not the port of a bridge of the host
+	BridgeReason string  `json:"bridgeReason,omitempty"` // why there may be one though none is seen; in words
 }
 
 // Querier is who has sent the last Query that was heard.
@@ -146,6 +149,7 @@ const (
 	MarkIPv6Off        = "ipv6-off"        // fault, not reported: IPv6 is off on the interface
 	MarkLinkDown       = "link-down"       // fault, not reported
 	MarkNoLinkLocal    = "no-link-local"   // fault, not reported: no valid address to report from
+	MarkTentative      = "tentative"       // not reported from a valid address yet: duplicate address detection is at work
 	MarkSendRefused    = "send-refused"    // fault, not reported: the interface did not take the Report
 	MarkReportDue      = "report-due"      // fault, not reported: it is to come
 	MarkNotHeld        = "not-held"        // fault, not reported: the listener knows nothing of it
@@ -156,18 +160,20 @@ const (
 	MarkNoQuerier      = "no-querier"      // not in the MDB: the bridge knows no querier and floods
 	MarkPortFull       = "port-full"       // fault, not in the MDB: the port may have no more entries
 	MarkPortDown       = "port-down"       // fault: the bridge's port does not forward
+	MarkNoPort         = "no-port"         // fault: what was a port of a bridge at the ADD is none any more
 	MarkNotInMDB       = "not-in-mdb"      // fault, not in the MDB although it is reported
 	MarkSourcesMissing = "sources-missing" // fault: in the MDB, but not for all sources that are wanted
 	MarkSourcesMLDv1   = "sources-mldv1"   // MLDv1 is spoken and names no sources: data comes from any source
 	MarkSourcesBridge  = "sources-bridge"  // the bridge speaks MLDv1 and keeps no sources: data comes from any source
 	MarkSourcesAny     = "sources-any"     // sources are named, and another party wants any, or its sources are unknown
+	MarkBridgeUnseen   = "bridge-unseen"   // nothing is known of an MDB: the bridge may be in another namespace
 	MarkUnwanted       = "unwanted"        // in the MDB, and nobody wants it
 )
 
 // faults are the codes of faults.
 var faults = map[string]bool{
 	MarkIPv6Off: true, MarkLinkDown: true, MarkNoLinkLocal: true, MarkSendRefused: true, MarkReportDue: true,
-	MarkNotHeld: true, MarkNotJoined: true, MarkPortFull: true, MarkPortDown: true, MarkNotInMDB: true,
+	MarkNotHeld: true, MarkNotJoined: true, MarkPortFull: true, MarkPortDown: true, MarkNoPort: true, MarkNotInMDB: true,
 	MarkSourcesMissing: true,
 }
 
@@ -182,9 +188,9 @@ const (
 	EventUndeclared = "undeclared" // Attachment declares Group no longer
 	EventSent       = "sent"       // Message about Group, in version 2 with Record and Sources; Cause
 	EventNotSent    = "not-sent"   // the interface did not take the message that was sent just now; Reason
-	EventHeard      = "heard"      // a Query From a router for Group and Sources, without Group a General one; MLDVersion, MaxDelay
+	EventHeard      = "heard"      // a Query From a router for Group and Sources, or a General one; MLDVersion, MaxDelay
 	EventSuppressed = "suppressed" // the Report of Group that was due is superfluous: a node, From, has sent one
-	EventMuted      = "muted"      // the kernel's Message about Group, in version 2 with Record and Sources, was dropped; in MLDv1 nobody reads them, and there are no events
+	EventMuted      = "muted"      // the kernel's Message, as with sent, was dropped; not told where the settings say MLDv1 alone
 	EventVersion    = "version"    // MLDVersion is spoken from now on
 	EventLink       = "link"       // the interface has changed; Reason says how
 	EventMDB        = "mdb"        // Bridge has an entry of Group on Port now, for Filter: any source, one, or all but one

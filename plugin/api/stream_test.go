@@ -137,8 +137,8 @@ func TestStreamKeys(t *testing.T) {
 	}{
 		{Line{}, "attachment end error event group v"},
 		{Interface{}, "ifindex ifname netns netnsCookie"},
-		{AttachmentStatus{}, "bridge containerID declared ifname interface kernelReports mldVersion mldVersionReason muted network " +
-			"querier reason reported robustness since source state wanted"},
+		{AttachmentStatus{}, "bridge bridgeReason containerID declared ifname interface kernelReports mldVersion mldVersionReason " +
+			"mldVersionUntil muted network querier reason reported robustness since source state wanted"},
 		{Querier{}, "address heard mldVersion"},
 		{Bridge{}, "forwarding mldVersion name port querier snooping"},
 		{Filter{}, "mode omitted sources"},

@@ -9,8 +9,10 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -18,6 +20,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/sys/unix"
+
+	"github.com/seed-aaab8e3a/cni-mld/netnslab"
 )
 
 // ceiling is what no exchange in these tests takes on any machine.
@@ -49,7 +53,7 @@ func listen(t testing.TB) (string, *net.UnixListener) {
 func pair(t testing.TB) (*Client, *net.UnixConn) {
 	t.Helper()
 	dir, l := listen(t)
-	c, err := Dial(background(t), dir)
+	c, err := Dial(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -204,7 +208,7 @@ func TestAnswerThenClose(t *testing.T) {
 	}()
 	r := addRequest(t)
 	for i := range 300 {
-		client, err := Dial(background(t), dir)
+		client, err := Dial(dir)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -249,6 +253,34 @@ func TestLargeRequest(t *testing.T) {
 	}
 	if _, err := client.Call(background(t), r); err == nil || !strings.Contains(err.Error(), "1048576") {
 		t.Errorf("a line over the limit: error %v", err)
+	}
+}
+
+// A daemon that may open no more files loses what is sent to it: that is not the client's fault, who may try again.
+func TestReadRequestAtTheLimit(t *testing.T) {
+	client, conn := pair(t)
+	if _, _, err := client.conn.WriteMsgUnix([]byte("{}\n"), unix.UnixRights(int(tempFile(t, "sent").Fd())), nil); err != nil {
+		t.Fatal(err)
+	}
+	free, err := unix.Dup(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unix.Close(free)
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(free), Max: limit.Max}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = ReadRequest(conn)
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	var fault *types.Error
+	if !errors.As(err, &fault) || fault.Code != types.ErrTryAgainLater || !strings.Contains(fault.Msg, "RLIMIT_NOFILE") {
+		t.Errorf("%v, want an error of code %d that names the limit", err, types.ErrTryAgainLater)
 	}
 }
 
@@ -370,6 +402,9 @@ func TestSilence(t *testing.T) {
 		if took := time.Since(start); !errors.Is(err, context.DeadlineExceeded) || took > ceiling/2 {
 			t.Errorf("after %v: %v", took, err)
 		}
+		if want := "no worker of mldd answers: see its log, by journalctl -u mldd or in "; !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
 	})
 	t.Run("server that does not read", func(t *testing.T) {
 		client, _ := pair(t)
@@ -453,20 +488,20 @@ func TestDialWithoutDaemon(t *testing.T) {
 	dir, l := listen(t)
 	l.SetUnlinkOnClose(false)
 	l.Close()
-	if _, err := Dial(background(t), dir); !NotRunning(err) || !strings.Contains(err.Error(), SocketPath(dir)) {
+	if _, err := Dial(dir); !NotRunning(err) || !strings.Contains(err.Error(), SocketPath(dir)) {
 		t.Errorf("a socket that nobody listens on: %v", err)
 	}
 	os.Remove(SocketPath(dir))
-	if _, err := Dial(background(t), dir); !NotRunning(err) {
+	if _, err := Dial(dir); !NotRunning(err) {
 		t.Errorf("no socket: %v", err)
 	}
-	if _, err := Dial(background(t), filepath.Join(dir, "none")); !NotRunning(err) {
+	if _, err := Dial(filepath.Join(dir, "none")); !NotRunning(err) {
 		t.Errorf("no run directory: %v", err)
 	}
 	if err := os.Chmod(dir, 0o722); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Dial(background(t), dir); NotRunning(err) || !errors.Is(err, ErrRunDir) {
+	if _, err := Dial(dir); NotRunning(err) || !errors.Is(err, ErrRunDir) {
 		t.Errorf("a run directory that anybody may write to: %v", err)
 	}
 }
@@ -506,6 +541,25 @@ func TestCheckRunDir(t *testing.T) {
 		}
 		if err := CheckRunDir(shared); err == nil || !strings.Contains(err.Error(), "belongs to user 1") {
 			t.Errorf("another's directory: %v", err)
+		}
+	}
+}
+
+// TestRunDirOfRoot: who has forgotten to be root is told so.
+func TestRunDirOfRoot(t *testing.T) {
+	if os.Geteuid() == 0 {
+		again := exec.Command("/proc/self/exe", "-test.run=^TestRunDirOfRoot$")
+		again.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		if out, err := again.CombinedOutput(); errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPERM) {
+			netnslab.Skip(t, fmt.Sprintf("no other user: %v", err))
+		} else if err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+		return
+	}
+	for _, dir := range []string{"/run", "/run/mld-test-none"} {
+		if err := CheckRunDir(dir); !errors.Is(err, ErrRunDir) || !strings.Contains(err.Error(), asRoot) {
+			t.Errorf("%s: %v", dir, err)
 		}
 	}
 }

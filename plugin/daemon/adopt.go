@@ -16,16 +16,18 @@ import (
 	"github.com/seed-aaab8e3a/cni-mld/mld/link"
 	"github.com/seed-aaab8e3a/cni-mld/mld/listener"
 	"github.com/seed-aaab8e3a/cni-mld/mld/netns"
+	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
 )
 
 const (
 	// maxAdopting is how many interfaces are brought back at once.
 	maxAdopting = 32
-	// adoptTimeout is how long that may take for one of them.
+	// adoptTimeout is how long it is tried, for all of them together, to start the listeners that do not start at once;
+	// and how long one of them may then take to be told what is declared.
 	adoptTimeout = 30 * time.Second
-	// muteRetry is after how long it is tried again to mute a kernel. The mute of a daemon that was killed may outlive
-	// it for some moments.
-	muteRetry = 20 * time.Millisecond
+	// firstRetry is after how long a listener that could not be started is tried again, and for how long the next time is
+	// put off at most. A mute of a daemon that was killed may outlive it for some moments, and is asked for steadily.
+	firstRetry, longestRetry = 20 * time.Millisecond, 2 * time.Second
 )
 
 // A returning attachment stood before this daemon. Its requests wait until it is attached again, or found gone.
@@ -38,14 +40,31 @@ type returning struct {
 // errGone says that the interface of an attachment is not there any more.
 var errGone = errors.New("the interface or its namespace is gone")
 
+// A returningInterface has the attachments of an interface that stood before this daemon. Whoever else comes to the
+// interface waits, too: it has one listener.
+type returningInterface struct {
+	attachments []*returning
+	arrived     func()
+}
+
 // expect takes the flights of what stood before.
 func (d *Daemon) expect(records []*record) error {
+	d.returning = make(map[interfaceID]*returningInterface)
 	for _, r := range records {
-		leave, err := d.attaching.enter(d.work, r.Attachment)
+		i := d.returning[r.id()]
+		if i == nil {
+			_, leave, err := d.changing.enter(d.work, r.id())
+			if err != nil {
+				return err
+			}
+			i = &returningInterface{arrived: leave}
+			d.returning[r.id()] = i
+		}
+		_, leave, err := d.attaching.enter(d.work, r.Attachment)
 		if err != nil {
 			return err
 		}
-		d.returning = append(d.returning, &returning{record: r, arrived: leave})
+		i.attachments = append(i.attachments, &returning{record: r, arrived: leave})
 	}
 	if len(records) > 0 {
 		d.coming++
@@ -56,30 +75,30 @@ func (d *Daemon) expect(records []*record) error {
 
 // adoptAll brings back what stood before this daemon, interface by interface.
 func (d *Daemon) adoptAll(ctx context.Context) {
-	interfaces := make(map[interfaceID][]*returning)
-	for _, r := range d.returning {
-		interfaces[r.id()] = append(interfaces[r.id()], r)
-	}
+	before := 0
 	begin := time.Now()
+	trying, cancel := context.WithTimeout(ctx, d.adopting)
+	defer cancel()
 	places := make(chan struct{}, maxAdopting)
 	var work sync.WaitGroup
-	for id, list := range interfaces {
+	for _, i := range d.returning {
+		before += len(i.attachments)
 		places <- struct{}{}
 		work.Go(func() {
 			defer func() { <-places }()
-			d.adopt(ctx, id, list)
+			d.adopt(ctx, trying, i)
 		})
 	}
 	work.Wait()
 	d.mu.Lock()
 	back := len(d.attachments)
-	if len(d.returning) > 0 {
+	if before > 0 {
 		d.coming--
 		d.countChanged()
 	}
 	d.mu.Unlock()
-	if len(d.returning) > 0 {
-		d.log.Info("attachments taken over", "before", len(d.returning), "now", back, "dur", time.Since(begin))
+	if before > 0 {
+		d.log.Info("attachments taken over", "before", before, "now", back, "dur", time.Since(begin))
 	}
 	d.returning = nil
 	close(d.adopted)
@@ -89,25 +108,30 @@ func (d *Daemon) adoptAll(ctx context.Context) {
 }
 
 // adopt brings back the attachments of one interface. What is found gone is forgotten; what fails for another reason
-// keeps its state file, for the next daemon may have more luck, and for its DEL.
-func (d *Daemon) adopt(ctx context.Context, id interfaceID, list []*returning) {
+// keeps its state file, for the next daemon may have more luck, and for its DEL. Where only the listener fails, as long as
+// trying lasts, the attachments stand without one, and the kernel holds the groups with delivery and speaks for them:
+// what the keeper has of the daemon before is let go of when this one is settled.
+func (d *Daemon) adopt(ctx, trying context.Context, back *returningInterface) {
+	list := back.attachments
 	defer func() {
+		back.arrived()
 		for _, r := range list {
 			r.arrived()
 		}
 	}()
-	ctx, cancel := context.WithTimeout(ctx, adoptTimeout)
-	defer cancel()
-	leave, err := d.changing.enter(ctx, id)
-	if err != nil {
+	if ctx.Err() != nil { // the daemon ends, and the next one has the state files
 		return
 	}
-	defer leave()
 	slices.SortFunc(list, func(a, b *returning) int { return a.Added.Compare(b.Added) })
 
-	i, err := d.startAgain(ctx, list)
+	i, err := d.startAgain(trying, list)
+	if err != nil && ctx.Err() != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, adoptTimeout)
+	defer cancel()
 	for _, r := range list {
-		log := d.log.With("network", r.Network, "container", r.ContainerID, "ifname", r.IfName, "netns", r.NetnsPath)
+		log := d.about(r.Attachment).With("netns", r.NetnsPath)
 		switch {
 		case errors.Is(err, errGone):
 			log.Info("attachment not taken over", "err", err)
@@ -115,37 +139,77 @@ func (d *Daemon) adopt(ctx context.Context, id interfaceID, list []*returning) {
 				log.Warn("state file not removed", "err", err)
 			}
 		case err != nil:
-			log.Error("attachment not taken over", "err", err)
+			log.Error("attachment not taken over: its groups are left until the next restart of mldd", "err", err)
 		case voiceOf(r.Settings) != i.voice:
 			log.Error("attachment not taken over", "err", voiceOf(r.Settings).contradiction(i.voice))
 		default:
+			if i.agent == nil {
+				log.Error("attachment taken over without a listener: its kernel speaks for itself", "err", i.failed)
+			}
 			d.takeOver(ctx, i, r)
+		}
+	}
+	if err == nil && i.agent == nil { // else it is closed when the agent ends
+		if err := i.netns.Close(); err != nil {
+			i.log.Warn("namespace not closed", "err", err)
 		}
 	}
 }
 
-// startAgain starts the listener of an interface that had one.
+// startAgain starts the listener of an interface that had one, and tries it again until ctx ends. Where it cannot be
+// started, and the namespace is there, the iface has no agent.
 func (d *Daemon) startAgain(ctx context.Context, list []*returning) (*iface, error) {
-	ns, err := d.reopen(list)
-	if err != nil {
-		return nil, err
-	}
 	first := list[0]
-	t := &target{key: first.Attachment, path: first.NetnsPath, name: first.IfName, id: first.id(), netns: ns}
+	t := &target{key: first.Attachment, path: first.NetnsPath, name: first.IfName, ofHost: first.Host, id: first.id()}
 	defer func() { d.release(t) }()
-	for {
-		i, err := d.start(t, voiceOf(first.Settings), agent.Config{Resume: true, Standing: d.standing(list)})
+	v := voiceOf(first.Settings)
+	for pause := firstRetry; ; {
+		i, err := d.startOnce(t, v, list)
 		switch {
+		case err == nil || errors.Is(err, errGone):
+			return i, err
 		case errors.Is(err, link.ErrGone):
 			return nil, fmt.Errorf("%w: %w", errGone, err)
-		case !errors.Is(err, kernel.ErrMuted):
-			return i, err
-		}
-		select {
-		case <-time.After(muteRetry):
-		case <-ctx.Done():
+		case !errors.Is(err, kernel.ErrTooMany) && wait(ctx, pause): // what programs have joined, they keep
+			if errors.Is(err, kernel.ErrMuted) {
+				continue
+			}
+			if pause == firstRetry {
+				d.about(t.key).Warn("listener not started, trying again", "netns", t.path, "err", err)
+			}
+			pause = min(2*pause, longestRetry)
+			continue
+		case errors.Is(ctx.Err(), context.Canceled) || t.netns == nil:
 			return nil, err
 		}
+		i = d.newIface(t, v)
+		i.failed = fmt.Errorf("not started again with mldd: %w", err)
+		t.netns = nil // the interface's now
+		return i, nil
+	}
+}
+
+// startOnce tries to start the listener of an interface that had one.
+func (d *Daemon) startOnce(t *target, v voice, list []*returning) (_ *iface, err error) {
+	if t.netns == nil {
+		if t.netns, err = d.reopen(list); err != nil {
+			return nil, err
+		}
+	}
+	i, err := d.start(t, v, agent.Config{Resume: true, Standing: d.standing(list)})
+	if err == nil {
+		i.agent.Begin()
+	}
+	return i, err
+}
+
+// wait waits, and tells whether ctx has not ended meanwhile.
+func wait(ctx context.Context, pause time.Duration) bool {
+	select {
+	case <-time.After(pause):
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }
 
@@ -200,14 +264,31 @@ func (d *Daemon) reopen(list []*returning) (found *netns.Namespace, err error) {
 // takeOver attaches again what is in a state file.
 func (d *Daemon) takeOver(ctx context.Context, i *iface, r *returning) {
 	a := d.subscribe(i, r.Attachment)
-	a.path, a.host, a.added, a.degraded = r.NetnsPath, r.Host, r.Added, r.Degraded
-	if err := a.apply(ctx, r.Settings); err != nil {
-		a.degraded = fmt.Sprintf("after a restart of mldd: %v", err)
-		d.log.Error("attachment taken over in part", "attachment", a.key, "err", err)
+	a.path, a.host, a.added, a.degraded, a.plug = r.NetnsPath, r.Host, r.Added, r.Degraded, r.Plug
+	var err error
+	if i.agent == nil {
+		err = a.deliver(r.Settings)
+	} else {
+		err = a.apply(ctx, r.Settings)
 	}
-	a.settings = r.Settings
+	if err != nil {
+		a.degraded = fmt.Sprintf("after a restart of mldd: %v", err)
+		d.about(a.key).Error("attachment taken over in part", "err", err)
+	}
 	d.show(a)
 	if err := d.watchEnd(a); isGone(err) && r.seen { // since it was opened
-		go d.ended(a)
+		go d.ended(a, a.path)
 	}
+}
+
+// deliver is apply for an attachment without a listener: it joins the groups with delivery, as many as it can.
+func (a *attachment) deliver(s *api.Settings) error {
+	a.settings, a.partly = s, true
+	var errs []error
+	for _, g := range s.Groups {
+		if g.Deliver {
+			errs = append(errs, a.join(g))
+		}
+	}
+	return errors.Join(errs...)
 }

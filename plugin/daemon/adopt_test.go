@@ -5,7 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,10 +18,13 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/seed-aaab8e3a/cni-mld/mld/kernel"
 	"github.com/seed-aaab8e3a/cni-mld/netnslab"
 	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
+	"github.com/seed-aaab8e3a/cni-mld/plugin/daemon"
 )
 
 // dups is a keeper in this process: it holds the descriptors of the daemon that is, and of those before.
@@ -277,7 +283,7 @@ func TestMuteOutlives(t *testing.T) {
 	second.serve(config(t, second.runDir))
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	client, err := api.Dial(ctx, second.runDir)
+	client, err := api.Dial(second.runDir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -424,4 +430,319 @@ func TestNamespaceEnds(t *testing.T) {
 		return n == 0, fmt.Sprint(n)
 	})
 	r.wantStateFiles(0)
+}
+
+// TestNamespaceRenamed: an attachment that is added again by another path to its namespace stands as long as that one.
+func TestNamespaceRenamed(t *testing.T) {
+	r := serve(t)
+	pod, _ := r.pod("c1")
+	s := settings(t, `"groups": ["ff05::1:1"]`)
+	former, removeFormer := named(t, pod.Node())
+	path, remove := named(t, pod.Node())
+	for _, path := range []string{former, path, "of no use"} {
+		request := r.request(api.OpAdd, "lab", pod.Node(), s)
+		request.NetnsPath = path
+		r.must(request)
+	}
+	removeFormer()
+	if err := r.end(); err != nil {
+		t.Error(err)
+	}
+	r.serve(config(t, r.runDir))
+	r.check("lab", pod.Node(), s)
+	remove()
+	netnslab.WaitFor(t, "end of the attachment", patience, func() (bool, string) {
+		n := r.must(&api.Request{Op: api.OpStatus}).Status.Attachments
+		return n == 0, fmt.Sprint(n)
+	})
+}
+
+// TestTakenOverInPart: what could not be joined after a restart is joined when the attachment is added again, although
+// its settings are the same.
+func TestTakenOverInPart(t *testing.T) {
+	r := serve(t)
+	pod, _ := r.pod("c1")
+	s := settings(t, `"groups": ["ff05::1:1"]`)
+	r.add("lab", pod.Node(), s)
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
+	setMTU := func(n int) {
+		t.Helper()
+		if err := pod.Node().Netns().Do(func() error {
+			l, err := netlink.LinkByIndex(pod.Index())
+			return errors.Join(err, netlink.LinkSetMTU(l, n))
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	setMTU(1200) // too small for IPv6
+	r.serve(config(t, r.runDir))
+	r.refused(r.request(api.OpCheck, "lab", pod.Node(), s), api.CodeNotReady)
+	setMTU(1500)
+	pod.LinkLocal()
+	netnslab.WaitFor(t, "ADD with IPv6", patience, func() (bool, string) { // until the listener has seen it
+		answer, err := r.call(r.request(api.OpAdd, "lab", pod.Node(), s))
+		return err == nil && answer.Error == nil, fmt.Sprint(answer, err)
+	})
+	r.check("lab", pod.Node(), s)
+}
+
+// reload is a handover to the next daemon of a keeper, which is settled when it returns.
+func (r *rig) reload(cfg daemon.Config, kept *dups, prepare ...func(*daemon.Daemon)) {
+	r.Helper()
+	if err := r.handover(); err != nil {
+		r.Fatal(err)
+	}
+	kept.next()
+	settled := make(chan struct{})
+	cfg.Keeper, cfg.Resume, cfg.Settled = kept, true, func() { kept.settled(); close(settled) }
+	r.serve(cfg, prepare...)
+	select {
+	case <-settled:
+	case <-time.After(patience):
+		r.Fatal("the next daemon is not settled")
+	}
+	if former, _ := kept.count(); former > 0 {
+		r.Errorf("%d are kept of daemons before", former)
+	}
+}
+
+// wantEnded wants an attachment to stand without a listener, for a reason that is told.
+func (r *rig) wantEnded(pod *netnslab.Endpoint, s *api.Settings, reason string) {
+	r.Helper()
+	list := r.all(&api.Request{Op: api.OpList}) // once it is back
+	r.wantAttachments(1)
+	if len(list) != 1 || list[0].Attachment.State != api.StateEnded || !strings.Contains(list[0].Attachment.Reason, reason) {
+		r.Errorf("listed as %+v, want it ended, because of %q", list, reason)
+	}
+	r.refused(r.request(api.OpCheck, "lab", pod.Node(), s), api.CodeNotReady, "has ended", reason)
+}
+
+// TestGivenBackAdopted: the next daemon, too, lets the kernel hold what is declared on an interface on which programs have
+// joined too much, and speaks for it again as soon as a daemon finds that they have not.
+func TestGivenBackAdopted(t *testing.T) {
+	r := &rig{TB: t, lab: netnslab.New(t), runDir: newRunDir(t)}
+	kept := &dups{}
+	cfg := config(t, r.runDir)
+	cfg.Keeper, cfg.MaxJoined = kept, 20
+	r.serve(cfg)
+	pod, peer := r.pod("c1")
+	w := r.listen(peer)
+	s := settings(t, `"mldVersion": 2, "groups": ["%v", {"group": "%v", "deliver": false}], "ready": {"wait": "report"}`, first, second)
+	r.add("lab", pod.Node(), s)
+	var joined []*netnslab.Membership
+	for i := range cfg.MaxJoined {
+		joined = append(joined, pod.Join(netip.MustParseAddr(fmt.Sprintf("ff05::99:%x", i))))
+	}
+	netnslab.WaitFor(t, "end of the listener", patience, func() (bool, string) {
+		a := r.all(&api.Request{Op: api.OpList})[0].Attachment
+		return a.State == api.StateEnded, a.State
+	})
+	for _, how := range []string{"reload", "restart"} {
+		before := len(w.said())
+		if how == "reload" {
+			r.reload(cfg, kept)
+		} else {
+			if err := r.end(); err != nil {
+				t.Fatal(err)
+			}
+			r.serve(cfg)
+		}
+		r.wantEnded(pod, s, "--max-joined")
+		if f := filterOf(t, pod, first); f != "exclude []" {
+			t.Errorf("%s: of the declared group the kernel has %q", how, f)
+		}
+		last := pod.Join(sentinel) // the kernel says so
+		netnslab.WaitFor(t, "the kernel's report", patience, func() (bool, string) {
+			said := w.said()[before:]
+			return slices.Contains(said, "TO_EX "+sentinel.String()), fmt.Sprint(said)
+		})
+		last.Close()
+		w.wait("TO_IN " + sentinel.String())
+		if said := w.said()[before:]; how == "reload" && slices.Contains(said, "TO_IN "+first.String()) {
+			t.Errorf("left over a reload: %v", said)
+		}
+	}
+	for _, m := range joined {
+		m.Close()
+	}
+	r.reload(cfg, kept)
+	r.check("lab", pod.Node(), s)
+	r.del("lab", pod.Node())
+	w.waitAll("TO_IN "+first.String(), "TO_IN "+second.String())
+	r.wantStateFiles(0)
+	if _, held := kept.count(); held > 0 {
+		t.Errorf("%d are kept after DEL", held)
+	}
+	r.wantNoAgents()
+}
+
+// TestMuteRefused: where the next daemon cannot start a listener as long as it tries, the kernel holds what is declared
+// until DEL, or until a daemon can.
+func TestMuteRefused(t *testing.T) {
+	r := &rig{TB: t, lab: netnslab.New(t), runDir: newRunDir(t)}
+	kept := &dups{}
+	cfg := config(t, r.runDir)
+	cfg.Keeper = kept
+	r.serve(cfg)
+	pod, peer := r.pod("c1")
+	w := r.listen(peer)
+	s := settings(t, `"mldVersion": 2, "groups": ["%v"], "kernelReports": "mute"`, first)
+	before := r.settled()
+	r.add("lab", pod.Node(), s)
+	if err := r.handover(); err != nil {
+		t.Fatal(err)
+	}
+	mute, err := kernel.NewMute(pod.Node().Netns(), pod.Index(), kernel.MuteOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mute.Close()
+	soon := func(d *daemon.Daemon) { d.AdoptWithin(100 * time.Millisecond) }
+	r.reload(cfg, kept, soon)
+	r.wantEnded(pod, s, "mldd")
+	if f := filterOf(t, pod, first); f != "exclude []" {
+		t.Errorf("of the declared group the kernel has %q", f)
+	}
+	r.del("lab", pod.Node())
+	if f := filterOf(t, pod, first); f != "" {
+		t.Errorf("after DEL the kernel has %q of the declared group", f)
+	}
+	r.wantStateFiles(0)
+
+	if err := mute.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r.add("lab", pod.Node(), s)
+	if err := r.handover(); err != nil {
+		t.Fatal(err)
+	}
+	if mute, err = kernel.NewMute(pod.Node().Netns(), pod.Index(), kernel.MuteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	defer mute.Close()
+	r.reload(cfg, kept, soon)
+	r.wantEnded(pod, s, "mldd")
+	if err := mute.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r.add("lab", pod.Node(), s) // anew
+	r.check("lab", pod.Node(), s)
+	r.del("lab", pod.Node())
+	w.wait("TO_IN " + first.String())
+	r.wantNoAgents()
+	r.wantDescriptors(before)
+}
+
+// TestAdoptedLater: what fails for a moment when the next daemon comes is tried again, and what the keeper holds of the
+// daemon before stays until then.
+func TestAdoptedLater(t *testing.T) {
+	for what, fail := range map[string]func(t *testing.T, path string) (mend func()){
+		"path": func(t *testing.T, path string) func() {
+			if err := errors.Join(os.Rename(path, path+".away"), os.Symlink(path, path)); err != nil {
+				t.Fatal(err)
+			}
+			return func() {
+				if err := os.Rename(path+".away", path); err != nil {
+					t.Error(err)
+				}
+			}
+		},
+		"descriptors": func(t *testing.T, _ string) func() { return leaveDescriptors(t, 2) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			r := &rig{TB: t, lab: netnslab.New(t), runDir: newRunDir(t)}
+			kept := &dups{}
+			cfg := config(t, r.runDir)
+			cfg.Keeper = kept
+			r.serve(cfg)
+			pod, peer := r.pod("c1")
+			w := r.listen(peer)
+			s := settings(t, `"mldVersion": 2, "groups": ["%v"], "ready": {"wait": "report"}`, first)
+			dir := newRunDir(t)
+			path := filepath.Join(dir, "c1")
+			if err := os.Symlink(pod.Node().Path(), path); err != nil {
+				t.Fatal(err)
+			}
+			request := r.request(api.OpAdd, "lab", pod.Node(), s)
+			request.NetnsPath = path
+			r.must(request)
+			before := len(w.said())
+
+			if err := r.handover(); err != nil {
+				t.Fatal(err)
+			}
+			log := new(lockedBuffer)
+			next := cfg
+			next.Logger = slog.New(slog.NewTextHandler(io.MultiWriter(t.Output(), log), nil))
+			next.Settled, next.Resume = kept.settled, true
+			kept.next()
+			var mend func()
+			r.serve(next, func(*daemon.Daemon) { mend = fail(t, path) })
+			netnslab.WaitFor(t, "failure", patience, func() (bool, string) {
+				return strings.Contains(log.String(), "trying again"), log.String()
+			})
+			if former, _ := kept.count(); former != 1 {
+				t.Errorf("%d are kept of the daemon before, want 1", former)
+			}
+			mend()
+			r.check("lab", pod.Node(), s)
+			netnslab.WaitFor(t, "the daemon to be settled", patience, func() (bool, string) {
+				former, held := kept.count()
+				return former == 0 && held == 1, fmt.Sprint(former, held)
+			})
+			w.mark(pod)
+			if got := changes(w.said()[before:]); slices.Contains(got, "TO_IN "+first.String()) {
+				t.Errorf("told as news: %v", got)
+			}
+			r.del("lab", pod.Node())
+		})
+	}
+}
+
+// leaveDescriptors lowers the limit of open files, so that n more can be opened, until mend is called.
+func leaveDescriptors(t *testing.T, n int) (mend func()) {
+	t.Helper()
+	var before unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	limit := unix.Rlimit{Max: before.Max}
+	for range n {
+		fd, err := unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, 0) // gets the lowest number that is free
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(fd)
+		limit.Cur = max(limit.Cur, uint64(fd)+1)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	mend = sync.OnceFunc(func() {
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(mend)
+	return mend
+}
+
+// lockedBuffer is a log that is read while it is written.
+type lockedBuffer struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/seed-aaab8e3a/cni-mld/mld/agent"
 	"github.com/seed-aaab8e3a/cni-mld/mld/bridge"
@@ -104,12 +105,15 @@ func TestLifeOfAnAttachment(t *testing.T) {
 	r.refused(r.request(api.OpCheck, "lab", pod.Node(), settings(t, `"groups": ["ff05::1:3"], "robustness": 3`)), api.CodeNotReady,
 		"robustness: 3 here, 2 there", "ready", "groups: [ff05::1:3]")
 	w := r.listen(pod.Peer())
-	r.del("lab", pod.Node())
+	if r.del("lab", pod.Node()).Unknown {
+		t.Error("unknown, although it was attached")
+	}
 	w.waitAll("Done "+first.String(), "Done "+second.String())
 	r.wantAttachments(0)
 	r.refused(r.request(api.OpCheck, "lab", pod.Node(), s), types.ErrUnknownContainer, "lab/c1/eth0")
-	r.del("lab", pod.Node())
-	r.del("never", silent.Node())
+	if !r.del("lab", pod.Node()).Unknown || !r.del("never", silent.Node()).Unknown {
+		t.Error("known, although it was not attached")
+	}
 	r.wantNoAgents()
 }
 
@@ -188,6 +192,11 @@ func TestMoved(t *testing.T) {
 	r.must(moved)
 	w.wait("Done " + first.String())
 	r.wantAttachments(2)
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(r.daemon.Metrics())
+	if _, err := registry.Gather(); err != nil { // while the former listener is on its way out
+		t.Error(err)
+	}
 	moved.Op = api.OpCheck
 	r.must(moved)
 	r.refused(r.request(api.OpCheck, "lab", here.Node(), s), api.CodeNotReady, "another namespace")
@@ -221,7 +230,12 @@ func TestConcurrency(t *testing.T) {
 						answer, err := r.call(r.request(op, network, container, all[(worker+round)%len(all)]))
 						if err != nil {
 							t.Error(err)
-						} else if e := answer.Error; e != nil && e.Code != types.ErrInvalidNetworkConfig { // they may contradict each other
+							return
+						}
+						e := answer.Error
+						contradicts := e != nil && e.Code == types.ErrInvalidNetworkConfig
+						overtaken := e != nil && op == api.OpAdd && strings.Contains(e.Msg, "its DEL has come")
+						if e != nil && !contradicts && !overtaken {
 							t.Errorf("%s: %v", op, e)
 						}
 					}
@@ -316,6 +330,105 @@ func TestRefusals(t *testing.T) {
 	r.add("lab", pod.Node(), s)
 }
 
+// TestAddFailsOverWhatStands: what stood before stands as before, is remembered, and nothing of it was left on the wire.
+func TestAddFailsOverWhatStands(t *testing.T) {
+	const (
+		calm   = `, "unsolicitedReportInterval": "1h"`
+		stands = `"groups": ["ff05::1:1", {"group": "ff05::1:2", "deliver": false}]` + calm
+		notMDB = `, "ready": {"wait": "mdb", "timeout": "50ms"}` // there is no bridge
+	)
+	for _, tc := range []struct {
+		what, before, after string
+		then                func(t *testing.T, r *rig, pod *netnslab.Endpoint)
+		code                uint
+		want                []string // said while the settings change and change back
+	}{
+		{"other groups", stands, `"groups": ["ff05::1:1", "ff05::1:3", {"group": "ff05::1:4", "deliver": false}]` + calm + notMDB, nil,
+			api.CodeNotReady, []string{"Done ff05::1:2", "Report ff05::1:2"}},
+		{"other readiness", stands, stands + notMDB, nil, api.CodeNotReady, nil},
+		{"delivered no more", stands, `"groups": [{"group": "ff05::1:1", "deliver": false}, "ff05::1:2"]` + calm + notMDB, nil, api.CodeNotReady, nil},
+		{"other robustness", stands, stands + `, "robustness": 3` + notMDB, nil, api.CodeNotReady,
+			[]string{"Report ff05::1:1", "Report ff05::1:2", "Report ff05::1:1", "Report ff05::1:2"}},
+		{"another network's voice", stands, stands + `, "robustness": 3`, func(t *testing.T, r *rig, pod *netnslab.Endpoint) {
+			r.add("other", pod.Node(), settings(t, `"groups": []`+calm))
+		}, types.ErrInvalidNetworkConfig, nil},
+		{"muted by another process", `"groups": [{"group": "ff05::1:1", "deliver": false}], "kernelReports": "keep"` + calm,
+			`"groups": ["ff05::1:1"], "kernelReports": "mute"` + calm, func(t *testing.T, _ *rig, pod *netnslab.Endpoint) {
+				other, err := agent.Start(agent.Config{Netns: pod.Node().Netns(), Index: pod.Index()})
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { other.Close(); <-other.Done() })
+			}, api.CodeKernelReports, []string{"Report ff05::1:1"}},
+	} {
+		t.Run(tc.what, func(t *testing.T) {
+			r := serve(t)
+			pod, peer := r.pod("c1")
+			before, after := settings(t, "%s", tc.before), settings(t, "%s", tc.after)
+			r.add("lab", pod.Node(), before)
+			if tc.then != nil {
+				tc.then(t, r, pod)
+			}
+			file := api.StatePath(r.runDir, r.request(api.OpAdd, "lab", pod.Node(), nil).Attachment)
+			remembered, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w := r.listen(peer)
+			w.mark(pod)
+			got := w.since(pod, func() {
+				r.refused(r.request(api.OpAdd, "lab", pod.Node(), after), tc.code, "stands as before, with its former settings")
+			})
+			got = slices.DeleteFunc(got, func(s string) bool { // what comes for a moment may be heard of or not
+				return strings.HasPrefix(s, "TO_EX") || strings.HasPrefix(s, "IS_EX") || strings.HasSuffix(s, ":3") || strings.HasSuffix(s, ":4")
+			})
+			slices.Sort(got)
+			slices.Sort(tc.want)
+			if diff := cmp.Diff(tc.want, got, cmpopts.EquateEmpty()); diff != "" {
+				t.Error(diff)
+			}
+			r.check("lab", pod.Node(), before)
+			for _, line := range r.all(&api.Request{Op: api.OpGroups}) {
+				g := line.Group
+				if declared := slices.ContainsFunc(before.Groups, func(d api.Group) bool { return d.Addr == g.Group }); declared != strings.HasPrefix(g.Group.String(), "ff05:") {
+					t.Errorf("%v is still there: %+v", g.Group, g)
+				}
+			}
+			if again, err := os.ReadFile(file); err != nil || string(again) != string(remembered) {
+				t.Errorf("%v: remembered\n%s, before\n%s", err, again, remembered)
+			}
+			w.mark(pod)
+			if got := w.since(pod, func() { r.add("lab", pod.Node(), before) }); len(got) > 0 {
+				t.Errorf("the former settings again: %q", got)
+			}
+		})
+	}
+}
+
+// TestInterfaceGoneDuringAdd: where nothing can stand any more, the error says so, and nothing is left.
+func TestInterfaceGoneDuringAdd(t *testing.T) {
+	r := serve(t)
+	pod, _ := r.pod("c1", netnslab.Down)
+	r.add("lab", pod.Node(), settings(t, `"groups": ["%v"]`, first))
+	answers := make(chan *api.Answer)
+	go func() {
+		answer, err := r.call(r.request(api.OpAdd, "lab", pod.Node(),
+			settings(t, `"groups": ["%v", "%v"], "ready": {"wait": "report", "timeout": "30s"}`, first, second)))
+		if err != nil {
+			t.Error(err)
+		}
+		answers <- answer
+	}()
+	netnslab.WaitFor(t, "the wait for readiness", patience, func() (bool, string) {
+		list := r.all(&api.Request{Op: api.OpList})
+		return len(list) == 1 && list[0].Attachment.Declared == 2, fmt.Sprint(list)
+	})
+	pod.Delete()
+	wantError(t, (<-answers).Error, api.CodeNotReady, "the attachment that stood before has ended", "gone")
+	r.wantAttachments(0)
+	r.wantNoAgents()
+}
+
 // TestDegraded: "auto" says why it is not ready, and the listener goes on when it can.
 func TestDegraded(t *testing.T) {
 	r := serve(t)
@@ -335,6 +448,43 @@ func TestDegraded(t *testing.T) {
 	r.check("lab", pod.Node(), s)
 	if answer := r.add("lab", pod.Node(), s); answer.Degraded != "" {
 		t.Errorf("added again when it is ready, degraded: %q", answer.Degraded)
+	}
+}
+
+// TestDelOvertakesAdd: a runtime that has given up an ADD does not wait until that has waited for its readiness.
+func TestDelOvertakesAdd(t *testing.T) {
+	r := serve(t)
+	pod, _ := r.pod("c1", netnslab.Down)
+	for _, wait := range []string{"auto", "report"} {
+		before := r.settled()
+		add := r.request(api.OpAdd, "lab", pod.Node(), settings(t, `"groups": ["%v"], "ready": {"wait": %q, "timeout": "20s"}`, first, wait))
+		added := make(chan *api.Answer, 1)
+		go func() {
+			defer close(added)
+			answer, err := r.call(add)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			added <- answer
+		}()
+		netnslab.WaitFor(t, "an attachment", patience, func() (bool, string) {
+			list := r.all(&api.Request{Op: api.OpList})
+			return len(list) == 1, fmt.Sprint(list)
+		})
+		begin := time.Now()
+		r.del("lab", pod.Node())
+		select {
+		case answer := <-added:
+			wantError(t, answer.Error, types.ErrTryAgainLater, "lab/c1/eth0", "its DEL has come before this was done")
+		case <-time.After(patience):
+			t.Fatal("ADD is not answered")
+		}
+		if took := time.Since(begin); took > 10*time.Second {
+			t.Errorf("wait %q: took %v: ADD was waited for", wait, took)
+		}
+		r.wantNoAgents()
+		r.wantDescriptors(before)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net/netip"
 	"slices"
@@ -13,12 +14,14 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
+	"golang.org/x/sys/unix"
 
 	"github.com/seed-aaab8e3a/cni-mld/mld/agent"
 	"github.com/seed-aaab8e3a/cni-mld/mld/bridge"
 	"github.com/seed-aaab8e3a/cni-mld/mld/kernel"
 	"github.com/seed-aaab8e3a/cni-mld/mld/link"
 	"github.com/seed-aaab8e3a/cni-mld/mld/listener"
+	"github.com/seed-aaab8e3a/cni-mld/mld/netns"
 	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
 )
 
@@ -26,6 +29,7 @@ import (
 type attachment struct {
 	key      api.Attachment
 	settings *api.Settings
+	partly   bool // the settings are in force in part: something has failed
 	iface    *iface
 	id       listener.SubscriberID
 	joins    *kernel.Joins           // of the groups with delivery
@@ -34,8 +38,14 @@ type attachment struct {
 	host     bool                    // it was attached on purpose in a namespace that is no container's
 	added    time.Time
 	degraded string               // why it is not known to be ready
+	plug     *plug                // nil: it was never seen plugged into a bridge
 	unwatch  func()               // ends the watch of its namespace's end; nil: there is none
 	shown    atomic.Pointer[view] // what streams show of it; nil before it stands
+}
+
+// about is the log of what happens to an attachment.
+func (d *Daemon) about(key api.Attachment) *slog.Logger {
+	return d.log.With("network", key.Network, "container", key.ContainerID, "ifname", key.IfName)
 }
 
 // lookup returns the attachment of a key, or nil.
@@ -45,7 +55,8 @@ func (d *Daemon) lookup(key api.Attachment) *attachment {
 	return d.attachments[key]
 }
 
-// add attaches, or brings an attachment to new settings, and waits for readiness as the settings say.
+// add attaches, or brings an attachment to new settings, and waits for readiness as the settings say. If it fails, it
+// is undone: what stood before stands as before.
 func (d *Daemon) add(ctx context.Context, r *api.Request) (degraded string, err error) {
 	if err := d.withinCeilings(r.Settings); err != nil {
 		return "", err
@@ -57,9 +68,14 @@ func (d *Daemon) add(ctx context.Context, r *api.Request) (degraded string, err 
 	defer d.release(t)
 
 	old := d.lookup(r.Attachment)
-	if old != nil && old.iface.id == t.id && old.iface.alive() && old.settings.Equal(*r.Settings) {
+	if old != nil && old.iface.id == t.id && old.path != r.NetnsPath {
+		if err := d.follow(old, r.NetnsPath); err != nil {
+			return "", err
+		}
+	}
+	if old != nil && old.iface.id == t.id && old.iface.alive() && !old.partly && old.settings.Equal(*r.Settings) {
 		if old.degraded != "" { // ADD again: nothing happens, but what was not ready may be by now
-			old.degraded, err = d.waitReady(ctx, old, t.host)
+			old.degraded, err = d.waitReady(ctx, old, t.host, nil)
 		}
 		return old.degraded, err
 	}
@@ -69,18 +85,61 @@ func (d *Daemon) add(ctx context.Context, r *api.Request) (degraded string, err 
 		}
 		old = nil
 	}
-	a, err := d.attach(ctx, t, r, old)
-	if err != nil {
+	var before attachment // what it stood with
+	if old != nil {
+		before = attachment{settings: old.settings, iface: old.iface, degraded: old.degraded}
+	} else if err := d.withinDescriptors(t.name); err != nil {
 		return "", err
 	}
-	a.degraded, err = d.waitReady(ctx, a, t.host)
+	t.findPort(r.Settings)
+	a, err := d.attach(ctx, t, r, old)
+	if err != nil && old == nil {
+		return "", err
+	}
+	if err == nil {
+		a.degraded, err = d.waitReady(ctx, a, t.host, t.port)
+	}
 	if err == nil {
 		err = d.store.put(a.record()) // from here on it stands, whatever becomes of this process
 	}
-	if err != nil {
+	switch {
+	case err == nil:
+		return a.degraded, nil
+	case old == nil:
 		return "", errors.Join(err, d.del(context.WithoutCancel(ctx), r.Attachment))
 	}
-	return a.degraded, nil
+	fault := *asTypesError(err)
+	fault.Details = d.undo(context.WithoutCancel(ctx), t, r, old, &before)
+	return "", &fault
+}
+
+// undo brings an attachment back to the settings that it stood with, and tells what stands now.
+func (d *Daemon) undo(ctx context.Context, t *target, r *api.Request, a, before *attachment) (stands string) {
+	ctx, cancel := context.WithTimeout(ctx, workTimeout)
+	defer cancel()
+	var err error
+	if a.settings != before.settings || a.iface != before.iface || !a.iface.alive() {
+		if t.netns == nil { // the listener has it that is to go, and closes it
+			err = a.iface.netns.Do(func() (err error) {
+				t.netns, err = netns.Current()
+				return err
+			})
+		}
+		if err == nil {
+			former := *r
+			former.Settings = before.settings
+			_, err = d.attach(ctx, t, &former, a)
+		}
+	}
+	if !a.iface.alive() {
+		return fmt.Sprintf("the attachment that stood before has ended: %v", errors.Join(cmp.Or(err, a.iface.over()), d.del(ctx, a.key)))
+	}
+	a.degraded = before.degraded
+	err = errors.Join(err, d.store.put(a.record()))
+	if err != nil {
+		return fmt.Sprintf("the attachment stands, but not with its former settings: %v", err)
+	}
+	return "the attachment stands as before, with its former settings"
 }
 
 // record is what is remembered of the attachment.
@@ -94,6 +153,7 @@ func (a *attachment) record() record {
 		Settings:   a.settings,
 		Added:      a.added,
 		Degraded:   a.degraded,
+		Plug:       a.plug,
 	}
 }
 
@@ -118,45 +178,76 @@ func (d *Daemon) withinCeilings(s *api.Settings) error {
 	return nil
 }
 
+// spareDescriptors are kept for requests about what is attached: without any, nothing could be detached.
+const spareDescriptors = 64
+
+// withinDescriptors refuses a new attachment when there are hardly any descriptors left.
+func (d *Daemon) withinDescriptors(name string) error {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return err
+	}
+	next, err := unix.FcntlInt(d.home.File().Fd(), unix.F_DUPFD_CLOEXEC, 0) // gets the lowest number that is free
+	if err == nil {
+		err = unix.Close(next)
+	}
+	if err == nil && uint64(next)+spareDescriptors < limit.Cur {
+		return nil
+	}
+	return errors.Join(types.NewError(types.ErrTryAgainLater, fmt.Sprintf(
+		"interface %s: mldd may have %d descriptors open, and has: raise its limit of open files (RLIMIT_NOFILE; LimitNOFILE of a unit)",
+		name, limit.Cur), ""), err)
+}
+
 // attach makes the attachment, or replaces the settings of old, without waiting for readiness. If it fails, a new
-// attachment leaves nothing behind, and an old one is gone.
+// attachment leaves nothing behind, and an old one is to be brought back by attach with its former settings.
 func (d *Daemon) attach(ctx context.Context, t *target, r *api.Request, old *attachment) (*attachment, error) {
-	leave, err := d.changing.enter(ctx, t.id)
+	_, leave, err := d.changing.enter(ctx, t.id)
 	if err != nil {
 		return nil, types.NewError(types.ErrTryAgainLater, fmt.Sprintf("interface %s is busy with another request: try again", t.name), "")
 	}
 	defer leave()
 
-	i, err := d.interfaceFor(ctx, t, r.Settings, old)
-	if err != nil {
-		if old != nil && !old.iface.alive() {
-			d.detach(old)
+	if old != nil && old.iface.alive() {
+		if err := old.canDeliver(ctx, r.Settings); err != nil {
+			return nil, err
 		}
+	}
+	i, err := d.interfaceFor(ctx, t, r.Settings, old)
+	t.looking.Wait() // the bridge is listened to before it is told anything
+	if err != nil {
 		return nil, err
 	}
+	defer i.agent.Begin() // what is declared need not wait for its first packet
 	a := old
 	switch {
 	case a == nil:
 		a = d.subscribe(i, r.Attachment)
 		a.path, a.host, a.added = r.NetnsPath, r.Host, time.Now()
 		_ = d.watchEnd(a)
+		err = a.canDeliver(ctx, r.Settings)
 	case a.iface != i:
 		// The former sockets hold their groups until the new ones do; the namespace that they came from is closed.
 		defer d.closeJoins(a.key, a.joins)
 		d.mu.Lock()
-		a.iface, a.joins = i, kernel.NewJoins(i.netns, i.id.index, d.cfg.Keeper)
+		i.attachments++
+		i.lastID++
+		a.iface, a.id, a.joins = i, i.lastID, kernel.NewJoins(i.netns, i.id.index, d.cfg.Keeper)
 		d.mu.Unlock()
 		clear(a.told)
 	}
-	d.declare(a, a.settings, r.Settings)
-	err = a.canDeliver(r.Settings)
 	if err == nil {
+		d.declare(a, a.settings, r.Settings)
 		err = a.apply(ctx, r.Settings)
 	}
 	if err != nil {
-		d.declare(a, r.Settings, a.settings)
-		d.detach(a)
+		if old == nil {
+			d.detach(a)
+		}
 		return nil, err
+	}
+	if t.plug != nil {
+		a.plug = t.plug
 	}
 	d.show(a)
 	return a, nil
@@ -167,12 +258,15 @@ func (d *Daemon) interfaceFor(ctx context.Context, t *target, s *api.Settings, o
 	d.mu.Lock()
 	i, shared := d.interfaces[t.id], false
 	if i != nil {
-		shared = i.attachments > 1 || (i.attachments == 1 && old == nil)
+		shared = i.attachments > 1 || i.attachments == 1 && (old == nil || old.iface != i)
 	}
 	d.mu.Unlock()
 
 	v := voiceOf(s)
 	var mute *kernel.Mute
+	if i != nil && !shared && !i.alive() { // and about to be forgotten
+		i = nil
+	}
 	switch {
 	case i != nil && shared && i.voice != v:
 		return nil, types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf(
@@ -185,6 +279,9 @@ func (d *Daemon) interfaceFor(ctx context.Context, t *target, s *api.Settings, o
 				return nil, err
 			}
 		}
+		// Not the request's: what is begun here is done, or the next request for the interface would find no listener.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), workTimeout)
+		defer cancel()
 		var err error
 		if mute, err = i.release(ctx); err != nil {
 			return nil, err
@@ -193,11 +290,6 @@ func (d *Daemon) interfaceFor(ctx context.Context, t *target, s *api.Settings, o
 	next, err := d.start(t, v, agent.Config{Mute: mute})
 	if err != nil {
 		return nil, startError(t.name, err)
-	}
-	if old != nil {
-		d.mu.Lock()
-		next.attachments, next.lastID = 1, old.id
-		d.mu.Unlock()
 	}
 	return next, nil
 }
@@ -222,41 +314,76 @@ func (d *Daemon) subscribe(i *iface, key api.Attachment) *attachment {
 }
 
 // apply brings the attachment to new settings: first what is wanted is joined, then the rest is left. What has not
-// changed is left alone.
+// changed is left alone. It has the new settings then, also where it fails half-way.
 func (a *attachment) apply(ctx context.Context, s *api.Settings) error {
+	former := a.settings
+	a.settings, a.partly = s, true
 	delivered := make(map[netip.Addr]struct{})
+	if err := a.together(ctx, s.Groups, func(g api.Group) error {
+		if !g.Deliver {
+			return nil
+		}
+		delivered[g.Addr] = struct{}{}
+		return a.join(g)
+	}); err != nil {
+		return err
+	}
 	for _, g := range s.Groups {
 		if err := a.listen(ctx, g); err != nil {
 			return err
-		}
-		if g.Deliver {
-			delivered[g.Addr] = struct{}{}
 		}
 	}
 	if err := a.undeclare(ctx, s); err != nil {
 		return err
 	}
-	for _, g := range a.settings.Groups {
-		if _, still := delivered[g.Addr]; g.Deliver && !still {
-			if err := a.joins.Leave(g.Addr); err != nil {
-				return err
+	if err := a.together(ctx, former.Groups, func(g api.Group) error {
+		if _, still := delivered[g.Addr]; !g.Deliver || still {
+			return nil
+		}
+		return a.joins.Leave(g.Addr)
+	}); err != nil {
+		return err
+	}
+	a.partly = false
+	return nil
+}
+
+// together does something with groups that the kernel joins or leaves, and that the agent is to tell together: a bridge
+// goes through its ports for each Report. It keeps the agent from its work for moments only.
+func (a *attachment) together(ctx context.Context, groups []api.Group, do func(api.Group) error) error {
+	const atOnce = 64
+	for some := range slices.Chunk(groups, atOnce) {
+		var err error
+		if agentErr := a.iface.agent.Together(ctx, func() {
+			for _, g := range some {
+				if err = do(g); err != nil {
+					return
+				}
 			}
+		}); agentErr != nil {
+			return agentErr
+		}
+		if err != nil {
+			return err
 		}
 	}
-	a.settings = s
 	return nil
 }
 
 // canDeliver refuses groups with delivery where the kernel can join nothing.
-func (a *attachment) canDeliver(s *api.Settings) error {
+func (a *attachment) canDeliver(ctx context.Context, s *api.Settings) error {
 	i := slices.IndexFunc(s.Groups, func(g api.Group) bool { return g.Deliver })
 	if i < 0 {
 		return nil
 	}
-	state := a.iface.agent.Link()
-	if state.IPv6 {
+	if a.iface.agent.Link().IPv6 {
 		return nil
 	}
+	now, err := a.iface.agent.State(ctx) // what was seen last may be what has been mended a moment ago
+	if err != nil || now.Link.IPv6 {
+		return err
+	}
+	state := now.Link
 	remedy := fmt.Sprintf("set sysctl net.ipv6.conf.%s.disable_ipv6 to 0", state.Name)
 	if state.MTU < link.MinMTU {
 		remedy = fmt.Sprintf("raise its MTU of %d octets to %d", state.MTU, link.MinMTU)
@@ -266,16 +393,11 @@ func (a *attachment) canDeliver(s *api.Settings) error {
 		s.Groups[i].Addr, state.Name, remedy), "")
 }
 
-// listen makes the kernel join a group that is to be delivered, and the agent listen to any other. A group that is
-// delivered from now on stays with the agent too, which hears of the new join a moment later and must not leave before.
+// listen makes the agent listen to a group that is not to be delivered. One that is delivered from now on stays with the
+// agent too, which hears of the new join a moment later and must not leave before.
 func (a *attachment) listen(ctx context.Context, g api.Group) error {
-	if g.Deliver {
-		if err := a.join(g); err != nil {
-			return err
-		}
-		if _, told := a.told[g.Addr]; !told {
-			return nil
-		}
+	if _, told := a.told[g.Addr]; g.Deliver && !told {
+		return nil
 	}
 	if err := a.iface.agent.Listen(ctx, a.id, g.Addr, listenerFilter(g)); err != nil {
 		return err
@@ -329,14 +451,29 @@ func (a *attachment) undeclare(ctx context.Context, s *api.Settings) error {
 // watchEnd has the attachment detached when its namespace ends. The path is only what the client says: if it does not lead
 // to the namespace from here, which is logged, the end shows otherwise, by DEL or GC.
 func (d *Daemon) watchEnd(a *attachment) (err error) {
-	if a.unwatch, err = d.names.watchNamespace(a.path, a.iface.netns, func() { d.ended(a) }); err != nil {
-		d.log.Debug("end of the namespace not watched", "attachment", a.key, "err", err)
+	path := a.path
+	if a.unwatch, err = d.names.watchNamespace(path, a.iface.netns, func() { d.ended(a, path) }); err != nil {
+		d.about(a.key).Debug("end of the namespace not watched", "netns", path, "err", err)
 	}
 	return err
 }
 
-// ended detaches an attachment whose namespace has ended, unless its DEL has come first.
-func (d *Daemon) ended(a *attachment) {
+// follow takes another path of an attachment's namespace for the one that tells of its end, if it can.
+func (d *Daemon) follow(a *attachment, path string) error {
+	former, unwatch := a.path, a.unwatch
+	a.path = path
+	if d.watchEnd(a) != nil {
+		a.path, a.unwatch = former, unwatch
+		return nil
+	}
+	if unwatch != nil {
+		unwatch()
+	}
+	return d.store.put(a.record())
+}
+
+// ended detaches an attachment whose namespace has ended, unless its DEL has come first, or an ADD by another path.
+func (d *Daemon) ended(a *attachment, path string) {
 	d.mu.Lock()
 	if d.ending {
 		d.mu.Unlock()
@@ -345,17 +482,17 @@ func (d *Daemon) ended(a *attachment) {
 	d.background.Add(1)
 	d.mu.Unlock()
 	defer d.background.Done()
-	leave, err := d.attaching.enter(d.work, a.key)
+	_, leave, err := d.attaching.enter(d.work, a.key)
 	if err != nil { // the daemon ends
 		return
 	}
 	defer leave()
-	if d.lookup(a.key) != a {
+	if d.lookup(a.key) != a || a.path != path {
 		return
 	}
-	d.log.Info("namespace ended", "attachment", a.key, "netns", a.path)
+	d.about(a.key).Info("namespace ended", "netns", a.path)
 	if err := d.del(d.work, a.key); err != nil {
-		d.log.Warn("attachment not detached", "attachment", a.key, "err", err)
+		d.about(a.key).Warn("attachment not detached", "err", err)
 	}
 }
 
@@ -367,7 +504,7 @@ func (d *Daemon) del(ctx context.Context, key api.Attachment) error {
 	if a == nil {
 		return err
 	}
-	leave, busy := d.changing.enter(ctx, a.iface.id)
+	_, leave, busy := d.changing.enter(ctx, a.iface.id)
 	if busy != nil {
 		return types.NewError(types.ErrTryAgainLater, fmt.Sprintf("interface %s is busy with another request: try again", a.iface.name), "")
 	}
@@ -398,7 +535,7 @@ func (d *Daemon) gc(ctx context.Context, r *api.Request) error {
 	var work sync.WaitGroup
 	for i, key := range keys {
 		work.Go(func() { // none holds up the others
-			leave, busy := d.enter(ctx, key)
+			_, leave, busy := d.enter(ctx, key)
 			if busy != nil {
 				errs[i] = busy
 				return
@@ -432,9 +569,9 @@ func (d *Daemon) detach(a *attachment) {
 	d.mu.Unlock()
 	d.declare(a, a.settings, &api.Settings{})
 
-	log := d.log.With("network", a.key.Network, "container", a.key.ContainerID, "ifname", a.key.IfName)
+	log := d.about(a.key)
 	if last {
-		if err := a.iface.agent.Stop(ctx); err != nil {
+		if err := a.iface.stop(ctx); err != nil {
 			log.Debug("nothing left to say", "err", err)
 		}
 	} else if err := a.undeclare(ctx, &api.Settings{}); err != nil {
@@ -446,20 +583,27 @@ func (d *Daemon) detach(a *attachment) {
 // closeJoins leaves the groups with delivery.
 func (d *Daemon) closeJoins(key api.Attachment, joins *kernel.Joins) {
 	if err := joins.Close(); err != nil {
-		d.log.Warn("join sockets not closed", "attachment", key, "err", err)
+		d.about(key).Warn("join sockets not closed", "err", err)
 	}
 }
 
+const (
+	// maxEnding is how many interfaces are let go of at once. Each may hold a thread that waits for the kernel to close a
+	// socket, 13 ms for one as for many.
+	maxEnding = 128
+	// maxLeaving is how many of them are at that moment leaving what was declared, which takes the processor's time.
+	maxLeaving = 8
+)
+
 // leaveGrace is how long an agent that is about to end is given to hear that the kernel has left. Where there are events
-// (mld/kernel.HasEvents) it takes a tenth of a millisecond.
-const leaveGrace = 50 * time.Millisecond
+// (mld/kernel.HasEvents) it takes a tenth of a millisecond, unless there are many agents; what an application holds too
+// takes all of it.
+const leaveGrace = 200 * time.Millisecond
 
 // end ends all agents and lets every kernel speak for its applications again. Before, it leaves the declared groups, with
 // one voice: what the kernel has joined for them is left while it is mute, so that the agent says so. In a handover
 // nothing is left.
 func (d *Daemon) end(handover bool) {
-	ctx, cancel := context.WithTimeout(context.Background(), workTimeout)
-	defer cancel()
 	d.mu.Lock()
 	attachments := make(map[*iface][]*attachment)
 	for _, a := range d.attachments {
@@ -469,14 +613,22 @@ func (d *Daemon) end(handover bool) {
 	interfaces := slices.Collect(maps.Values(d.interfaces))
 	d.mu.Unlock()
 
+	ending, leaving := make(chan struct{}, maxEnding), make(chan struct{}, maxLeaving)
 	var ends sync.WaitGroup
-	for _, i := range interfaces { // side by side: an AF_PACKET socket takes 13 ms to close
+	for _, i := range interfaces {
+		ending <- struct{}{}
 		ends.Go(func() {
+			defer func() { <-ending }()
 			if !handover {
-				d.leave(ctx, i, attachments[i])
+				leaving <- struct{}{}
+				left := d.leave(i, attachments[i])
+				<-leaving
+				d.waitLeft(i, left)
 			}
+			ctx, cancel := context.WithTimeout(context.Background(), workTimeout)
+			defer cancel()
 			if err := i.end(ctx); err != nil {
-				d.log.Warn("listener not ended", "err", err)
+				i.log.Warn("listener not ended", "err", err)
 			}
 		})
 	}
@@ -487,17 +639,16 @@ func (d *Daemon) end(handover bool) {
 				a.unwatch()
 			}
 			if err := a.joins.Abandon(); err != nil { // of what is left none is open
-				d.log.Warn("join sockets not closed", "attachment", a.key, "err", err)
+				d.about(a.key).Warn("join sockets not closed", "err", err)
 			}
 		}
 	}
 }
 
-// leave leaves what the attachments of an interface have declared.
-func (d *Daemon) leave(ctx context.Context, i *iface, list []*attachment) {
-	ctx, cancel := context.WithTimeout(ctx, leaveGrace)
+// leave leaves what the attachments of an interface have declared, and returns what the kernel had joined of it.
+func (d *Daemon) leave(i *iface, list []*attachment) (delivered []netip.Addr) {
+	ctx, cancel := context.WithTimeout(context.Background(), workTimeout)
 	defer cancel()
-	var delivered []netip.Addr
 	for _, a := range list {
 		_ = a.undeclare(ctx, &api.Settings{}) // fails only where there is no voice left to say it
 		for _, g := range a.settings.Groups {
@@ -505,10 +656,19 @@ func (d *Daemon) leave(ctx context.Context, i *iface, list []*attachment) {
 				delivered = append(delivered, g.Addr)
 			}
 		}
-		d.closeJoins(a.key, a.joins)
+		if err := i.agent.Together(ctx, func() { d.closeJoins(a.key, a.joins) }); err != nil {
+			d.closeJoins(a.key, a.joins)
+		}
 	}
-	if err := i.agent.WaitLeft(ctx, delivered...); err != nil { // an application may hold one of them
-		d.log.Debug("groups not left", "ifname", i.name, "err", err)
+	return delivered
+}
+
+// waitLeft waits until the agent has told what the kernel has left.
+func (d *Daemon) waitLeft(i *iface, left []netip.Addr) {
+	ctx, cancel := context.WithTimeout(context.Background(), leaveGrace)
+	defer cancel()
+	if err := i.agent.WaitLeft(ctx, left...); err != nil { // an application may hold one of them
+		i.log.Debug("groups not left", "err", err)
 	}
 }
 

@@ -59,8 +59,12 @@ func TestMarks(t *testing.T) {
 		held     *agent.Group
 		declared *api.Group
 		ipv6Off  bool
+		mtu      int // that of no interface
+		dad      bool
 		version  mld.Version // 2
 		noPort   bool
+		unseen   string       // why there is no port
+		pulled   string       // why it is missed
 		bridge   bridge.State // fine
 		entries  []bridge.Entry
 		want     []string
@@ -70,16 +74,22 @@ func TestMarks(t *testing.T) {
 		"fine, excluding":   {held: held(but(a), agent.KernelID), entries: []bridge.Entry{star, source(a, true)}},
 		"any serves one":    {held: held(from(a), agent.KernelID), entries: []bridge.Entry{star}},
 		"no bridge":         {held: held(any, agent.KernelID), noPort: true},
+		"bridge elsewhere":  {held: held(any, agent.KernelID), noPort: true, unseen: "so it is", want: []string{"bridge-unseen so it is"}},
+		"pulled":            {held: held(any, agent.KernelID), noPort: true, pulled: "so it is", want: []string{"no-port! so it is"}},
 		"delivered":         {held: held(any, agent.KernelID), declared: declared(true), entries: []bridge.Entry{star}},
 
 		"never":    {held: because(agent.NeverReported), want: []string{"never-reported"}},
 		"IPv6 off": {held: because(agent.IPv6Off), ipv6Off: true, want: []string{"ipv6-off!"}},
 		"down":     {held: because(agent.LinkDown), want: []string{"link-down!"}},
 		"no addr":  {held: because(agent.NoLinkLocal), want: []string{"no-link-local!"}},
+		"in DAD":   {held: because(agent.NoLinkLocal), dad: true, entries: []bridge.Entry{star}, want: []string{"tentative"}},
 		"refused":  {held: because(agent.Refused), want: []string{"send-refused!"}},
 		"due":      {held: because(agent.ReportDue), want: []string{"report-due!"}},
 		"declared alone, IPv6 off": {
-			declared: declared(true), ipv6Off: true, want: []string{"ipv6-off!"},
+			declared: declared(true), ipv6Off: true, mtu: 1500, want: []string{"ipv6-off! disable_ipv6"},
+		},
+		"declared alone, small MTU": {
+			declared: declared(true), ipv6Off: true, mtu: 1279, want: []string{"ipv6-off! 1279"},
 		},
 		"declared alone": {declared: declared(true), want: []string{"not-joined!", "not-held!"}},
 		"deliver false": {
@@ -120,13 +130,17 @@ func TestMarks(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			seen := &sight{state: agent.State{Version: mld.Version2, Link: link.State{Name: "eth0", Up: true, IPv6: !c.ipv6Off}}}
+			seen := &sight{state: agent.State{Version: mld.Version2, Link: link.State{Name: "eth0", Up: true, MTU: c.mtu, IPv6: !c.ipv6Off}}}
+			if c.dad {
+				seen.state.Link.Tentative = netip.MustParseAddr("fe80::1")
+			}
 			if c.version != 0 {
 				seen.state.Version = c.version
 			}
 			if c.held != nil {
 				seen.groups = append(seen.groups, *c.held)
 			}
+			seen.unseen, seen.pulled = c.unseen, c.pulled
 			if !c.noPort {
 				seen.port = &port{bridge: "br0", name: "veth0", state: c.bridge, entries: c.entries}
 				if c.bridge == (bridge.State{}) {
@@ -164,6 +178,20 @@ func TestMarks(t *testing.T) {
 				t.Errorf("reported: %+v", list[0].Reported)
 			}
 		})
+	}
+}
+
+// In duplicate address detection an attachment is ready if the bridge forwards.
+func TestConditionInDAD(t *testing.T) {
+	t.Parallel()
+	group := netip.MustParseAddr("ff05::1")
+	v := &view{settings: &api.Settings{Groups: []api.Group{{Addr: group}}}}
+	seen := &sight{state: agent.State{Link: link.State{Name: "eth0", Up: true, IPv6: true, Tentative: netip.MustParseAddr("fe80::1")}}}
+	for want, mdb := range map[string]*api.MDB{api.StateReady: {}, api.StateDegraded: nil} {
+		g := &api.GroupStatus{Group: group, MDB: mdb, Marks: []api.Mark{api.NewMark(api.MarkTentative, "so it is")}}
+		if state, reason := condition(v, seen, []*api.GroupStatus{g}); state != want || (reason == "") != (mdb != nil) {
+			t.Errorf("MDB %+v: %s, %q", mdb, state, reason)
+		}
 	}
 }
 

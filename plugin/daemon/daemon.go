@@ -36,6 +36,8 @@ type Config struct {
 	Resume bool
 	// Settled, which may be nil, is called when all that stood before is attached again, as far as it is still there.
 	Settled func()
+	// Calm, which may be nil, is called when no attachment has come or gone for ten seconds.
+	Calm func()
 	// IdleExit ends Serve when there has been no attachment for so long; zero means never.
 	IdleExit time.Duration
 	// SelfStarted says in the status that the plugin has started the daemon.
@@ -45,14 +47,18 @@ type Config struct {
 	// MaxGroups and MaxSources are how many groups, and sources of them together, an attachment may declare, whatever
 	// its configuration says. Zero means the defaults.
 	MaxGroups, MaxSources int
+	// MaxJoined is how many addresses and sources the programs of a container may have joined on an interface before it
+	// is given back to the kernel. Zero means the default.
+	MaxJoined int
 	// Logger must not be nil.
 	Logger *slog.Logger
 }
 
-// The defaults of Config.MaxGroups and Config.MaxSources.
+// The defaults of Config.MaxGroups, Config.MaxSources and Config.MaxJoined.
 const (
 	DefaultMaxGroups  = 4096
 	DefaultMaxSources = 16384
+	DefaultMaxJoined  = kernel.MaxJoined
 )
 
 // A Daemon serves the attachments of a host.
@@ -62,15 +68,17 @@ type Daemon struct {
 	home     *netns.Namespace // the daemon's own
 	store    *store
 	names    *nameWatch
-	removed  chan struct{} // closed when the run directory is gone
+	removed  chan struct{} // closed when the run directory is gone, or its socket is not ours any more
 	idle     *time.Timer   // runs while there is no attachment, and none on its way; nil without IdleExit
+	calm     *time.Timer   // runs while attachments come and go; nil without Calm
 	patience time.Duration // requestTimeout
+	adopting time.Duration // adoptTimeout
 
 	// Work is done until the end of this context, which is later than that of the connections.
 	work       context.Context
-	background sync.WaitGroup // what no client waits for
-	returning  []*returning   // what stood before, until Serve
-	adopted    chan struct{}  // closed when it is there again, or gone
+	background sync.WaitGroup                      // what no client waits for
+	returning  map[interfaceID]*returningInterface // what stood before, until Serve
+	adopted    chan struct{}                       // closed when it is there again, or gone
 
 	// Requests for one attachment, and changes of one interface, come one after the other.
 	attaching flights[api.Attachment]
@@ -90,10 +98,12 @@ type Daemon struct {
 func New(cfg Config) (*Daemon, error) {
 	cfg.MaxGroups = cmp.Or(cfg.MaxGroups, DefaultMaxGroups)
 	cfg.MaxSources = cmp.Or(cfg.MaxSources, DefaultMaxSources)
+	cfg.MaxJoined = cmp.Or(cfg.MaxJoined, DefaultMaxJoined)
 	d := &Daemon{
 		cfg:         cfg,
 		log:         cfg.Logger,
 		patience:    requestTimeout,
+		adopting:    adoptTimeout,
 		work:        context.Background(),
 		removed:     make(chan struct{}),
 		adopted:     make(chan struct{}),
@@ -110,14 +120,7 @@ func (d *Daemon) open() (err error) {
 	if err := api.CheckRunDir(d.cfg.RunDir); err != nil {
 		return err
 	}
-	info, err := os.Lstat(d.cfg.RunDir)
-	if err != nil {
-		return err
-	}
 	if d.names, err = newNameWatch(d.log); err != nil {
-		return err
-	}
-	if _, err := d.names.watch(filepath.Clean(d.cfg.RunDir), info, os.Lstat, func() { close(d.removed) }); err != nil {
 		return err
 	}
 	if d.home, err = netns.Current(); err != nil {
@@ -130,8 +133,21 @@ func (d *Daemon) open() (err error) {
 	if err != nil {
 		return err
 	}
+	gone := sync.OnceFunc(func() { close(d.removed) })
+	for _, path := range []string{filepath.Clean(d.cfg.RunDir), api.SocketPath(d.cfg.RunDir)} {
+		info, err := os.Lstat(path)
+		if err != nil {
+			return err
+		}
+		if _, err := d.names.watch(path, info, os.Lstat, gone); err != nil {
+			return err
+		}
+	}
 	if d.cfg.IdleExit > 0 {
 		d.idle = time.NewTimer(d.cfg.IdleExit)
+	}
+	if d.cfg.Calm != nil {
+		d.calm = time.AfterFunc(calmDelay, d.cfg.Calm)
 	}
 	return d.expect(records)
 }
@@ -139,6 +155,9 @@ func (d *Daemon) open() (err error) {
 // close closes what open has opened.
 func (d *Daemon) close() error {
 	errs := []error{ignoreClosed(d.cfg.Listener.Close())}
+	if d.calm != nil {
+		d.calm.Stop()
+	}
 	if d.home != nil {
 		errs = append(errs, d.home.Close())
 	}
@@ -156,9 +175,9 @@ func ignoreClosed(err error) error {
 }
 
 // Serve answers requests until ctx is done, the daemon has been idle for Config.IdleExit, or its run directory has
-// been removed. Then it leaves what is declared and lets the kernels speak again; but if the cause of ctx's end is
-// [ErrHandover], it goes without a word. What was attached is remembered for the next daemon of the run directory. Serve
-// is called once.
+// been removed or the socket in it, so that nobody finds it any more. Then it leaves what is declared and lets the
+// kernels speak again; but if the cause of ctx's end is [ErrHandover], it goes without a word. What was attached is
+// remembered for the next daemon of the run directory. Serve is called once.
 func (d *Daemon) Serve(ctx context.Context) error {
 	handover := ctx
 	ctx, cancel := context.WithCancel(ctx)
@@ -167,20 +186,22 @@ func (d *Daemon) Serve(ctx context.Context) error {
 	defer cancelWork()
 	d.work = work
 	d.background.Go(func() { d.adoptAll(work) })
+	clients, cancelClients := context.WithCancel(work)
+	defer cancelClients()
 	var connections sync.WaitGroup
 	connections.Go(func() {
-		d.accept(ctx, &connections)
+		d.accept(clients, &connections)
 		cancel() // without a socket there is nothing to wait for
 	})
 
-	d.log.Info("serving", "run_dir", d.cfg.RunDir, "version", d.cfg.Version, "netns", d.home.Cookie())
+	d.log.Info("serving", "run_dir", d.cfg.RunDir, "version", d.cfg.Version, "netns_cookie", d.home.Cookie())
 	d.log.Info("stopping", "reason", d.wait(ctx))
-	cancel()
+	err := ignoreClosed(d.cfg.Listener.Close())
+	cancelClients() // only now: who comes again, as its watch has ended, is for the next daemon
 	over := errors.Is(context.Cause(handover), ErrHandover)
 	if !over {
 		cancelWork()
 	}
-	err := ignoreClosed(d.cfg.Listener.Close())
 	connections.Wait()
 	cancelWork()
 	d.mu.Lock()
@@ -202,7 +223,7 @@ func (d *Daemon) wait(ctx context.Context) (reason string) {
 				return fmt.Sprintf("no attachments for %v", d.cfg.IdleExit)
 			}
 		case <-d.removed:
-			return "run directory removed"
+			return "run directory or socket removed"
 		}
 	}
 }
@@ -241,8 +262,14 @@ func (d *Daemon) expectOne() (arrived func(), ok bool) {
 	}, true
 }
 
-// countChanged restarts or stops the idle timer after attachments have come or gone. d.mu is held.
+// calmDelay is how long no attachment has come or gone when Config.Calm is called.
+const calmDelay = 10 * time.Second
+
+// countChanged restarts or stops the timers after attachments have come or gone. d.mu is held.
 func (d *Daemon) countChanged() {
+	if d.calm != nil {
+		d.calm.Reset(calmDelay)
+	}
 	switch {
 	case d.idle == nil:
 	case len(d.attachments) == 0 && d.coming == 0:

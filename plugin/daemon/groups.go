@@ -39,8 +39,14 @@ func (d *Daemon) groups(ctx context.Context, r *api.Request, s *survey, say func
 // may have changed while it was looked at.
 func (s *survey) judge(ctx context.Context, i *iface, views []*view) (seen *sight, groups []*api.GroupStatus, err error) {
 	for range 2 {
-		if seen, err = s.look(ctx, i); err != nil || seen.ended != nil {
-			return seen, nil, err
+		if seen, err = s.look(ctx, i); err != nil {
+			return nil, nil, asTypesError(err) // to be told, other than the end of the connection
+		}
+		if seen.ended != nil {
+			return seen, nil, nil
+		}
+		if i := slices.IndexFunc(views, func(v *view) bool { return v.plug != nil }); i >= 0 && seen.port == nil && seen.unseen == "" {
+			seen.pulled = views[i].plug.pulled()
 		}
 		groups = compare(seen, i.describe(), i.shown.Load().attachments, views)
 		if !slices.ContainsFunc(groups, isFaulty) {
@@ -191,15 +197,17 @@ func (r *row) mark(g *api.GroupStatus, seen *sight) {
 	switch {
 	case joined || len(r.declared) == 0:
 	case !deliver:
-		note(api.MarkNotDelivered, "reported only: it is declared with deliver false, and no application has joined")
+		note(api.MarkNotDelivered, "not delivered: it is declared with deliver false, and no application has joined")
 	case seen.state.Link.IPv6:
 		note(api.MarkNotJoined, "not delivered: it is declared, and the kernel has not joined it")
 	}
 	switch {
 	case r.held == nil && !seen.state.Link.IPv6:
-		note(api.MarkIPv6Off, "not reported: IPv6 is off, see sysctl net.ipv6.conf.%s.disable_ipv6", seen.state.Link.Name)
+		note(api.MarkIPv6Off, "not reported: %s", seen.state.Link.Obstacle())
 	case r.held == nil:
 		note(api.MarkNotHeld, "not reported: the listener does not hold it")
+	case r.held.Why == agent.NoLinkLocal && seen.state.Link.Tentative.IsValid(): // V1-30: it is reported from "::", which may do
+		note(api.MarkTentative, "not reported: %s", r.held.Words)
 	case r.held.Why != agent.Reported:
 		note(unreported[r.held.Why], "not reported: %s", r.held.Words)
 	default:
@@ -220,6 +228,12 @@ func (r *row) markReported(g *api.GroupStatus, seen *sight, note func(code, form
 		note(api.MarkSourcesAny, "sources: another party wants any, or the kernel has not told yet which")
 	}
 	if p == nil {
+		if seen.unseen != "" {
+			note(api.MarkBridgeUnseen, "%s", seen.unseen)
+		}
+		if seen.pulled != "" {
+			note(api.MarkNoPort, "not forwarded: %s", seen.pulled)
+		}
 		return
 	}
 	if !p.state.Forwarding {

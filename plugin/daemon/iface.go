@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -27,13 +28,20 @@ type interfaceID struct {
 
 // An iface is an interface with its agent.
 type iface struct {
-	id    interfaceID
-	name  string
-	netns *netns.Namespace
-	voice voice
-	agent *agent.Agent
-	shown atomic.Pointer[label]      // how it is called in streams
-	link  atomic.Pointer[link.State] // as the agent saw it last
+	id     interfaceID
+	name   string
+	ofHost bool // see target
+	netns  *netns.Namespace
+	voice  voice
+	log    *slog.Logger               // under the name of the first attachment
+	agent  *agent.Agent               // nil: none could be started again
+	failed error                      // then it says why
+	began  chan struct{}              // closed when agent is set
+	reaped chan struct{}              // closed when the agent has ended and its namespace is let go of
+	shown  atomic.Pointer[label]      // how it is called in streams
+	link   atomic.Pointer[link.State] // as the agent saw it last
+
+	restoring atomic.Bool // a restore is about to begin, which sees to all that has happened until then
 
 	// Guarded by Daemon.mu.
 	attachments int
@@ -106,19 +114,43 @@ var (
 )
 
 // alive tells whether the agent is still at work.
-func (i *iface) alive() bool {
+func (i *iface) alive() bool { return i.over() == nil }
+
+// over tells why no agent is at work, and returns nil while one is.
+func (i *iface) over() error {
+	if i.agent == nil {
+		return i.failed
+	}
 	select {
 	case <-i.agent.Done():
-		return false
+		return i.agent.Err()
 	default:
-		return true
+		return nil
 	}
 }
 
-// start puts an agent to work on the interface, with a configuration that says what is not the target's or the voice's.
-func (d *Daemon) start(t *target, v voice, cfg agent.Config) (*iface, error) {
-	i := &iface{id: t.id, name: t.name, netns: t.netns, voice: v}
+// stop has the agent, if there is one, leave everything and end.
+func (i *iface) stop(ctx context.Context) error {
+	if i.agent == nil {
+		return nil
+	}
+	return i.agent.Stop(ctx)
+}
+
+// newIface is the target's interface, with no agent yet. The namespace stays the target's.
+func (d *Daemon) newIface(t *target, v voice) *iface {
+	i := &iface{
+		id: t.id, name: t.name, ofHost: t.ofHost, netns: t.netns, voice: v,
+		log: d.about(t.key).With("netns", t.path), began: make(chan struct{}), reaped: make(chan struct{}),
+	}
 	i.shown.Store(&label{netns: t.path, attachments: []api.Attachment{t.key}})
+	return i
+}
+
+// start prepares an agent of the interface, with a configuration that says what is not the target's or the voice's. It
+// begins when the caller says so.
+func (d *Daemon) start(t *target, v voice, cfg agent.Config) (*iface, error) {
+	i := d.newIface(t, v)
 	cfg.Netns, cfg.Index = t.netns, t.id.index
 	cfg.Listener = listener.Config{
 		Profile:                   profiles[v.profile],
@@ -128,14 +160,18 @@ func (d *Daemon) start(t *target, v voice, cfg agent.Config) (*iface, error) {
 		AlwaysDone:                v.alwaysDone,
 	}
 	cfg.KernelReports = kernelReports[v.kernelReports]
-	cfg.Logger = d.log.With("netns", t.id.netns, "ifname", t.name)
+	cfg.MaxJoined = d.cfg.MaxJoined
+	cfg.Logger = i.log
 	cfg.Observe = func(e agent.Event) {
 		d.observe(i, e)
-		if e.Kind == agent.EventLink && restarted(e.Before, e.Link) {
-			go d.restore(i.id)
+		switch {
+		case e.Kind == agent.EventLink && restarted(e.Before, e.Link) && i.restoring.CompareAndSwap(false, true):
+			go d.restore(i)
+		case e.Kind == agent.EventEnded:
+			go d.reap(i) // and not before: thousands would wait
 		}
 	}
-	a, err := agent.Start(cfg)
+	a, err := agent.Prepare(cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -144,7 +180,7 @@ func (d *Daemon) start(t *target, v voice, cfg agent.Config) (*iface, error) {
 	d.mu.Lock()
 	d.interfaces[i.id] = i
 	d.mu.Unlock()
-	go d.reap(i)
+	close(i.began)
 	return i, nil
 }
 
@@ -153,6 +189,8 @@ func startError(name string, err error) error {
 	switch {
 	case errors.Is(err, agent.ErrEthernet):
 		return types.NewError(api.CodeNotEthernet, fmt.Sprintf("%v: MLD needs a link with multicast, such as veth, macvlan or Ethernet", err), "")
+	case errors.Is(err, kernel.ErrTooMany):
+		return types.NewError(api.CodeKernelReports, fmt.Sprintf("kernelReports: interface %s: %s", name, endReason(err)), "")
 	case errors.Is(err, kernel.ErrMuted):
 		return types.NewError(api.CodeKernelReports, fmt.Sprintf("kernelReports: %v", err), "")
 	case errors.Is(err, kernel.ErrCannotMute):
@@ -163,55 +201,68 @@ func startError(name string, err error) error {
 	return err
 }
 
+// endReason says why there is no listener, with what helps.
+func endReason(err error) string {
+	if errors.Is(err, kernel.ErrTooMany) {
+		return fmt.Sprintf("%v: its kernel speaks for itself: end the program, or start mldd with a higher --max-joined", err)
+	}
+	return err.Error()
+}
+
 // restarted tells whether IPv6 may have begun anew between two states of an interface.
 func restarted(before, now link.State) bool {
 	return before.Name != "" && now.IPv6 && (!before.IPv6 || before.Restarts != now.Restarts)
 }
 
 // restore joins the groups with delivery again after IPv6 has begun anew on an interface.
-func (d *Daemon) restore(id interfaceID) {
+func (d *Daemon) restore(i *iface) {
+	id := i.id
 	ctx, cancel := context.WithTimeout(context.Background(), workTimeout)
 	defer cancel()
-	leave, err := d.changing.enter(ctx, id)
+	_, leave, err := d.changing.enter(ctx, id)
+	i.restoring.Store(false)
 	if err != nil {
-		d.log.Warn("groups not joined again", "netns", id.netns, "ifindex", id.index, "err", err)
+		i.log.Warn("groups not joined again", "err", err)
 		return
 	}
 	defer leave()
-	joins := make(map[api.Attachment]*kernel.Joins)
+	var joins []*kernel.Joins
 	d.mu.Lock()
-	for key, a := range d.attachments {
+	for _, a := range d.attachments {
 		if a.iface.id == id {
-			joins[key] = a.joins
+			joins = append(joins, a.joins)
 		}
 	}
 	d.mu.Unlock()
-	for key, j := range joins {
-		if err := j.Restore(); err != nil {
-			d.log.Warn("groups not joined again", "attachment", key, "err", err)
-		}
+	if err := kernel.Restore(joins...); err != nil {
+		i.log.Warn("groups not joined again", "err", err)
 	}
 }
 
-// reap waits for the end of an agent and lets go of the namespace, which would live on with all that is in it.
+// reap follows the end of an agent, and lets go of the namespace, which would live on with all that is in it.
 func (d *Daemon) reap(i *iface) {
+	<-i.began
 	<-i.agent.Done()
+	defer close(i.reaped)
 	failed := !errors.Is(i.agent.Err(), agent.ErrStopped)
+	given := errors.Is(i.agent.Err(), kernel.ErrTooMany) // back to the kernel, which reports what is delivered
 	if failed {
-		d.log.Warn("listener ended", "netns", i.id.netns, "ifname", i.name, "err", i.agent.Err())
+		i.log.Warn("listener ended", "err", i.agent.Err())
 	}
 	d.mu.Lock()
 	if d.interfaces[i.id] == i {
 		delete(d.interfaces, i.id)
 	}
-	for _, a := range d.attachments {
-		if failed && a.iface == i { // they stand until their DEL, and hold nothing
-			defer d.closeJoins(a.key, a.joins)
+	if failed && !given { // else nobody is attached to it any more, and there may be thousands of others
+		for _, a := range d.attachments {
+			if a.iface == i { // they stand until their DEL, and hold nothing
+				defer d.closeJoins(a.key, a.joins)
+			}
 		}
 	}
 	d.mu.Unlock()
 	if err := i.netns.Close(); err != nil {
-		d.log.Warn("namespace not closed", "netns", i.id.netns, "err", err)
+		i.log.Warn("namespace not closed", "err", err)
 	}
 }
 
@@ -233,7 +284,7 @@ func (i *iface) release(ctx context.Context) (*kernel.Mute, error) {
 
 func (i *iface) ended(ctx context.Context) error {
 	select {
-	case <-i.agent.Done():
+	case <-i.reaped:
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("interface %s: its former listener has not ended: %w", i.name, ctx.Err())

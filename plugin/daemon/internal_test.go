@@ -3,19 +3,24 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/containernetworking/cni/pkg/types"
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/seed-aaab8e3a/cni-mld/mld/netns"
+	"github.com/seed-aaab8e3a/cni-mld/netnslab"
 	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
 )
 
@@ -30,7 +35,7 @@ func TestFlights(t *testing.T) {
 		var work sync.WaitGroup
 		for _, key := range []string{"a", "a", "a", "b", "b", "c"} {
 			work.Go(func() {
-				leave, err := f.enter(t.Context(), key)
+				_, leave, err := f.enter(t.Context(), key)
 				if err != nil {
 					t.Error(err)
 					return
@@ -59,18 +64,18 @@ func TestFlights(t *testing.T) {
 			t.Errorf("%v are left over", f.busy)
 		}
 
-		leave, err := f.enter(t.Context(), "a")
+		_, leave, err := f.enter(t.Context(), "a")
 		if err != nil {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		begin = time.Now()
-		if _, err := f.enter(ctx, "a"); !errors.Is(err, context.DeadlineExceeded) || time.Since(begin) != time.Second {
+		if _, _, err := f.enter(ctx, "a"); !errors.Is(err, context.DeadlineExceeded) || time.Since(begin) != time.Second {
 			t.Errorf("%v after %v", err, time.Since(begin))
 		}
 		leave()
-		if leave, err = f.enter(ctx, "a"); err != nil {
+		if _, leave, err = f.enter(ctx, "a"); err != nil {
 			t.Errorf("a free key is refused: %v", err)
 		} else {
 			leave()
@@ -140,6 +145,22 @@ func TestSlowClients(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.patience = 50 * time.Millisecond
+	conns := make(map[string]net.Conn)
+	for _, begin := range []string{"", `{"v":1,"op":"sta`} { // in the backlog, so that the daemon's time begins when all is said
+		conn, err := net.Dial("unix", api.SocketPath(dir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if err := conn.SetDeadline(time.Now().Add(requestTimeout)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(conn, begin); err != nil {
+			t.Error(err)
+		}
+		conns[begin] = conn
+	}
+	started := time.Now()
 	ctx, stop := context.WithCancel(t.Context())
 	served := make(chan error, 1)
 	go func() { served <- d.Serve(ctx) }()
@@ -149,25 +170,13 @@ func TestSlowClients(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	for _, begin := range []string{"", `{"v":1,"op":"sta`} {
-		conn, err := net.Dial("unix", api.SocketPath(dir))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := conn.SetDeadline(time.Now().Add(requestTimeout)); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.WriteString(conn, begin); err != nil {
-			t.Error(err)
-		}
-		started := time.Now()
+	for begin, conn := range conns {
 		if n, err := conn.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
 			t.Errorf("after %q: %d octets, %v", begin, n, err)
 		}
-		if took := time.Since(started); took < d.patience/2 {
+		if took := time.Since(started); took < d.patience {
 			t.Errorf("after %q: dropped within %v", begin, took)
 		}
-		conn.Close()
 	}
 }
 
@@ -192,6 +201,222 @@ func TestServeEndsBetweenRequests(t *testing.T) {
 		}
 	case <-time.After(requestTimeout):
 		t.Error("waits for a request")
+	}
+}
+
+// A bench is a daemon that serves nobody, with a lab and a container.
+type bench struct {
+	*testing.T
+	lab *netnslab.Lab
+	pod *netnslab.Endpoint
+	dir string
+}
+
+func newBench(t *testing.T) *bench {
+	lab := netnslab.New(t)
+	_, pod := lab.Veth(lab.Node("peer"), "eth0", lab.Node("c1"), "eth0")
+	dir, err := os.MkdirTemp("", "mldd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return &bench{t, lab, pod, dir}
+}
+
+func (b *bench) begin() *Daemon {
+	b.Helper()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: api.SocketPath(b.dir), Net: "unix"})
+	if err != nil {
+		b.Fatal(err)
+	}
+	d, err := New(Config{RunDir: b.dir, Listener: l, Logger: slog.New(slog.NewTextHandler(b.Output(), nil))})
+	if err != nil {
+		b.Fatal(err)
+	}
+	return d
+}
+
+func (b *bench) end(d *Daemon) {
+	b.Helper()
+	d.end(true)
+	if err := d.close(); err != nil {
+		b.Error(err)
+	}
+}
+
+// add has the container added to a network, with a listener beside which another one could be.
+func (b *bench) add(ctx context.Context, d *Daemon, network string) *types.Error {
+	b.Helper()
+	r := &api.Request{
+		Op: api.OpAdd, Attachment: api.Attachment{Network: network, ContainerID: "c1", IfName: "eth0"},
+		NetnsPath: b.pod.Node().Path(), Settings: api.DefaultSettings(),
+	}
+	r.Settings.KernelReports = api.KernelReportsKeep
+	for to, node := range map[**os.File]*netnslab.Node{&r.Netns: b.pod.Node(), &r.HostNetns: b.lab.Host()} {
+		var err error
+		if *to, err = os.Open(node.Path()); err != nil {
+			b.Fatal(err)
+		}
+	}
+	defer r.Close()
+	answer, err := d.handle(ctx, r)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return answer.Error
+}
+
+// TestAddBeforeAdoption: an interface has one listener, also where another network comes to it before it is back after a
+// restart.
+func TestAddBeforeAdoption(t *testing.T) {
+	b := newBench(t)
+	before := b.begin()
+	if err := b.add(t.Context(), before, "a"); err != nil {
+		t.Fatal(err)
+	}
+	b.end(before)
+
+	d := b.begin()
+	defer b.end(d)
+	hurry, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if err := b.add(hurry, d, "b"); err == nil || err.Code != types.ErrTryAgainLater {
+		t.Errorf("%v: the interface is not back yet", err)
+	}
+	d.adoptAll(t.Context())
+	if err := b.add(t.Context(), d, "b"); err != nil {
+		t.Error(err)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	listeners := make(map[*iface]struct{})
+	for _, a := range d.attachments {
+		listeners[a.iface] = struct{}{}
+	}
+	if len(d.attachments) != 2 || len(listeners) != 1 {
+		t.Errorf("%d attachments with %d listeners, want 2 with 1", len(d.attachments), len(listeners))
+	}
+}
+
+// TestStreamFails: why there is no more is told to the client, which would otherwise take the daemon for gone.
+func TestStreamFails(t *testing.T) {
+	b := newBench(t)
+	d := b.begin()
+	defer b.end(d)
+	if err := b.add(t.Context(), d, "a"); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.lookup(api.Attachment{Network: "a", ContainerID: "c1", IfName: "eth0"}).iface.netns.Close(); err != nil {
+		t.Fatal(err)
+	}
+	close(d.adopted)
+	pair, err := socketpair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pair[1].Close()
+	if err := d.stream(t.Context(), pair[0], &api.Request{Op: api.OpList}); err != nil {
+		t.Error(err)
+	}
+	pair[0].Close()
+	if lines, err := io.ReadAll(pair[1]); err != nil || !strings.Contains(string(lines), `"msg":"interface eth0: `) {
+		t.Errorf("%s, %v", lines, err)
+	}
+}
+
+// TestRestoreOnce: however often IPv6 begins anew while an interface is busy, what is joined is looked at once.
+func TestRestoreOnce(t *testing.T) {
+	b := newBench(t)
+	d := b.begin()
+	defer b.end(d)
+	if err := b.add(t.Context(), d, "a"); err != nil {
+		t.Fatal(err)
+	}
+	i := d.lookup(api.Attachment{Network: "a", ContainerID: "c1", IfName: "eth0"}).iface
+	_, leave, err := d.changing.enter(t.Context(), i.id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 5 {
+		for _, off := range []string{"1", "0"} {
+			b.pod.Node().SetSysctl("net/ipv6/conf/eth0/disable_ipv6", off)
+			netnslab.WaitFor(t, "disable_ipv6 "+off, requestTimeout, func() (bool, string) {
+				state := i.agent.Link()
+				return state.IPv6 == (off == "0"), fmt.Sprintf("%+v", state)
+			})
+		}
+	}
+	restoring := func() int {
+		stacks := make([]byte, 1<<20)
+		return strings.Count(string(stacks[:runtime.Stack(stacks, true)]), "(*Daemon).restore(")
+	}
+	if n := restoring(); n != 1 {
+		t.Errorf("%d wait for the interface, want 1", n)
+	}
+	leave()
+	netnslab.WaitFor(t, "end of what has waited", requestTimeout, func() (bool, string) {
+		n := restoring()
+		return n == 0, fmt.Sprint(n)
+	})
+}
+
+// TestReplacedThoughOvertaken: a listener that is to make room for one with another voice is followed by that one, also when
+// the request's DEL has come: between the two, another network's ADD would find a listener that has ended.
+func TestReplacedThoughOvertaken(t *testing.T) {
+	b := newBench(t)
+	d := b.begin()
+	defer b.end(d)
+	if err := b.add(t.Context(), d, "a"); err != nil {
+		t.Fatal(err)
+	}
+	a := d.lookup(api.Attachment{Network: "a", ContainerID: "c1", IfName: "eth0"})
+	before, s := a.iface, *a.settings
+	s.Robustness = 3
+	ns, err := netns.Open(b.pod.Node().Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := &target{key: a.key, path: a.path, name: before.name, id: before.id, netns: ns}
+	defer func() { d.release(at) }()
+	overtaken, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := d.attach(overtaken, at, &api.Request{Attachment: a.key, Settings: &s}, a); err != nil {
+		t.Error(err)
+	}
+	if a.iface == before || !a.iface.alive() || a.iface.attachments != 1 || a.iface.lastID != a.id {
+		t.Errorf("the former listener is over: %v, the present one: %v, with %d attachments, the last one %d, this one %d",
+			before.over(), a.iface.over(), a.iface.attachments, a.iface.lastID, a.id)
+	}
+}
+
+// TestCanDeliverNow: IPv6 that has just been switched on is on, though the listener has not looked yet.
+func TestCanDeliverNow(t *testing.T) {
+	b := newBench(t)
+	d := b.begin()
+	defer b.end(d)
+	if err := b.add(t.Context(), d, "a"); err != nil {
+		t.Fatal(err)
+	}
+	a := d.lookup(api.Attachment{Network: "a", ContainerID: "c1", IfName: "eth0"})
+	s := &api.Settings{Groups: []api.Group{{Deliver: true}}}
+	for range 20 {
+		b.pod.Node().SetSysctl("net/ipv6/conf/eth0/disable_ipv6", "1")
+		netnslab.WaitFor(t, "IPv6 off", requestTimeout, func() (bool, string) { return !a.iface.agent.Link().IPv6, "" })
+		if err := a.canDeliver(t.Context(), s); err == nil {
+			t.Error("accepted without IPv6")
+		}
+		answer := make(chan error)
+		if err := a.iface.agent.Together(t.Context(), func() {
+			b.pod.Node().SetSysctl("net/ipv6/conf/eth0/disable_ipv6", "0")
+			started := make(chan struct{})
+			go func() { close(started); answer <- a.canDeliver(t.Context(), s) }()
+			<-started
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-answer; err != nil {
+			t.Error(err)
+		}
 	}
 }
 

@@ -37,19 +37,21 @@ func describe(v *view, seen *sight, groups []*api.GroupStatus) *api.AttachmentSt
 	a.Muted = s.Muted
 	a.MLDVersion = int(s.Version)
 	a.VersionReason = versionReason(v.settings.MLDVersion, seen)
+	a.VersionUntil = s.OlderUntil.Round(0)
 	a.Robustness = s.Robustness
 	a.Source = s.Link.Source
 	if q := s.Querier; q.Addr.IsValid() {
 		a.Querier = &api.Querier{Address: q.Addr, MLDVersion: int(q.Version), Heard: q.Heard.Round(0)}
 	}
 	for _, g := range groups {
-		if len(g.Wanted) > 0 {
+		if len(g.Wanted) > 0 && mld.Reportable(g.Group) {
 			a.Wanted++
 		}
 		if g.Reported != nil {
 			a.Reported++
 		}
 	}
+	a.BridgeReason = seen.unseen
 	if p := seen.port; p != nil {
 		a.Bridge = &api.Bridge{
 			Name: p.bridge, Port: p.name, Forwarding: p.state.Forwarding,
@@ -63,9 +65,11 @@ func describe(v *view, seen *sight, groups []*api.GroupStatus) *api.AttachmentSt
 func condition(v *view, seen *sight, groups []*api.GroupStatus) (state, reason string) {
 	switch l := seen.state.Link; {
 	case seen.ended != nil:
-		return api.StateEnded, seen.ended.Error()
+		return api.StateEnded, endReason(seen.ended)
 	case !l.IPv6, !l.Up:
 		return api.StateDegraded, l.Obstacle()
+	case seen.pulled != "":
+		return api.StateDegraded, seen.pulled
 	}
 	declared := make(map[netip.Addr]bool, len(v.settings.Groups))
 	for _, g := range v.settings.Groups {
@@ -73,7 +77,7 @@ func condition(v *view, seen *sight, groups []*api.GroupStatus) (state, reason s
 	}
 	more := 0
 	for _, g := range groups {
-		i := slices.IndexFunc(g.Marks, func(m api.Mark) bool { return m.Fault })
+		i := slices.IndexFunc(g.Marks, func(m api.Mark) bool { return m.Fault || m.Code == api.MarkTentative && g.MDB == nil })
 		switch {
 		case i < 0 || !declared[g.Group]:
 		case reason == "":

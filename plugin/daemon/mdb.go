@@ -74,7 +74,7 @@ func (t *table) look(d *Daemon, entries bool) {
 		}
 	}
 	d.mu.Unlock()
-	s := newSurvey(t.host)
+	s := newSurvey(t.host, "mldctl's")
 	for _, i := range unseen {
 		p, err := s.port(i)
 		if err != nil || p == nil {

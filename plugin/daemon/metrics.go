@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"maps"
 	"slices"
 	"sync"
 
@@ -47,7 +46,7 @@ func (d *Daemon) Metrics() prometheus.Collector {
 		muted:       of("kernel_messages_muted_total", "MLD messages of the kernel that were dropped."),
 		sendErrors:  of("send_errors_total", "MLD messages that the interface did not take."),
 		groups:      of("groups", "Multicast addresses that are listened to and reportable."),
-		unreported:  of("groups_unreported", "Those of them that have not been reported yet."),
+		unreported:  of("groups_unreported", "Reportable multicast addresses that are listened to, and have not been reported yet."),
 	}
 }
 
@@ -63,26 +62,29 @@ func (m *metrics) Describe(descs chan<- *prometheus.Desc) {
 func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	d := m.daemon
 	d.mu.Lock()
-	attachments, interfaces := len(d.attachments), slices.Collect(maps.Values(d.interfaces))
+	attachments, interfaces := len(d.attachments), len(d.interfaces)
+	first := make(map[*iface]api.Attachment)
+	for _, i := range d.interfaces {
+		// One on its way out keeps the name of its last attachment, which another interface may have by now.
+		if names := i.shown.Load().attachments; i.attachments > 0 && len(names) > 0 {
+			first[i] = names[0]
+		}
+	}
 	d.mu.Unlock()
 	gauge(out, m.build, 1, d.cfg.Version)
 	gauge(out, m.attachments, attachments)
-	gauge(out, m.interfaces, len(interfaces))
+	gauge(out, m.interfaces, interfaces)
 
 	ctx, cancel := context.WithTimeout(context.Background(), workTimeout)
 	defer cancel()
 	var asked sync.WaitGroup
 	places := make(chan struct{}, maxAsked)
-	for _, i := range interfaces {
-		names := i.shown.Load().attachments
-		if len(names) == 0 {
-			continue // on its way out
-		}
+	for i, name := range first {
 		places <- struct{}{}
 		asked.Go(func() {
 			defer func() { <-places }()
 			if s, err := i.agent.State(ctx); err == nil {
-				m.collect(out, s, names[0])
+				m.collect(out, s, name)
 			}
 		})
 	}

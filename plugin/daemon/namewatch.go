@@ -26,8 +26,11 @@ type nameWatch struct {
 	ended   chan struct{}
 
 	mu   sync.Mutex
-	dirs map[int32]map[*watchedName]struct{} // by watch descriptor
+	dirs map[int32]watchedDir // by watch descriptor
 }
+
+// A watchedDir has the names that are watched in a directory, which may be thousands, by what an event calls them.
+type watchedDir map[string]map[*watchedName]struct{}
 
 type watchedName struct {
 	path string
@@ -47,7 +50,7 @@ func newNameWatch(log *slog.Logger) (*nameWatch, error) {
 	w := &nameWatch{
 		inotify: os.NewFile(uintptr(fd), "inotify"),
 		ended:   make(chan struct{}),
-		dirs:    make(map[int32]map[*watchedName]struct{}),
+		dirs:    make(map[int32]watchedDir),
 	}
 	go func() {
 		defer close(w.ended)
@@ -69,9 +72,13 @@ func (w *nameWatch) watch(path string, info os.FileInfo, stat func(string) (os.F
 		return nil, fmt.Errorf("watch %s: %w", path, err)
 	}
 	if w.dirs[wd] == nil {
-		w.dirs[wd] = make(map[*watchedName]struct{})
+		w.dirs[wd] = make(watchedDir)
 	}
-	w.dirs[wd][n] = struct{}{}
+	name := filepath.Base(path)
+	if w.dirs[wd][name] == nil {
+		w.dirs[wd][name] = make(map[*watchedName]struct{})
+	}
+	w.dirs[wd][name][n] = struct{}{}
 	if !n.there() { // looked at with the watch in place, so that no end is missed
 		w.drop(wd, n)
 		return nil, fmt.Errorf("watch %s: %w", path, errOther)
@@ -99,12 +106,16 @@ func (w *nameWatch) add(dir string) (wd int32, err error) {
 
 // drop forgets a name, and with its last one the directory. w.mu is held.
 func (w *nameWatch) drop(wd int32, n *watchedName) {
-	names, ok := w.dirs[wd]
+	dir, ok := w.dirs[wd]
 	if !ok {
 		return
 	}
-	delete(names, n)
-	if len(names) > 0 {
+	name := filepath.Base(n.path)
+	delete(dir[name], n)
+	if len(dir[name]) == 0 {
+		delete(dir, name)
+	}
+	if len(dir) > 0 {
 		return
 	}
 	delete(w.dirs, wd)
@@ -142,16 +153,24 @@ func (w *nameWatch) run() error {
 func (w *nameWatch) event(wd int32, mask uint32, name string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for dir, names := range w.dirs {
+	look := func(wd int32, names map[*watchedName]struct{}) {
+		for n := range names {
+			if !n.there() {
+				w.drop(wd, n)
+				go n.gone()
+			}
+		}
+	}
+	if name != "" {
+		look(wd, w.dirs[wd][name])
+		return
+	}
+	for dir, all := range w.dirs {
 		if dir != wd && mask&unix.IN_Q_OVERFLOW == 0 {
 			continue
 		}
-		for n := range names {
-			if name != "" && filepath.Base(n.path) != name || n.there() {
-				continue
-			}
-			w.drop(dir, n)
-			go n.gone()
+		for _, names := range all {
+			look(dir, names)
 		}
 	}
 }

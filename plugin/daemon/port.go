@@ -4,11 +4,24 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/vishvananda/netlink"
-
 	"github.com/seed-aaab8e3a/cni-mld/mld/bridge"
+	"github.com/seed-aaab8e3a/cni-mld/mld/link"
 	"github.com/seed-aaab8e3a/cni-mld/mld/netns"
 )
+
+// errElsewhere says that a bridge is not looked for where it may be. It is an [bridge.ErrNotPort].
+var errElsewhere = fmt.Errorf("%w that can be seen from here: it leads to another network namespace", bridge.ErrNotPort)
+
+// A plug is the port of a bridge that an interface was plugged into when it was attached, by its names.
+type plug struct {
+	Bridge string `json:"bridge"`
+	Port   string `json:"port"`
+}
+
+// pulled says that the interface has no port any more, and what helps.
+func (p *plug) pulled() string {
+	return fmt.Sprintf("%s was a port of bridge %s, and is none any more: ip link set %s master %s", p.Port, p.Bridge, p.Port, p.Bridge)
+}
 
 // findPort finds the port of a Linux bridge that an interface in the namespace own is plugged into. Of what it leads
 // to, only what is in the namespace host can be seen:
@@ -19,60 +32,70 @@ import (
 //
 // An error that wraps [bridge.ErrNotPort] says that there is none.
 func findPort(own, host *netns.Namespace, index int) (*bridge.Port, error) {
-	l, err := linkIn(own, index)
+	links, err := link.OpenLookup(own)
 	if err != nil {
 		return nil, err
 	}
-	if master := l.Attrs().ParentIndex; l.Type() == "macvlan" || l.Type() == "macvtap" {
-		if err := leadsTo(l, own, host); err != nil {
-			return nil, err
-		}
-		own = host
-		if l, err = linkIn(own, master); err != nil {
-			return nil, err
-		}
+	defer links.Close()
+	l, err := linkAt(links, index)
+	if err != nil {
+		return nil, err
 	}
-	switch l.Type() {
-	case "bridge":
-		return bridge.FindPort(own, l.Attrs().Index)
-	case "veth":
-		if err := leadsTo(l, own, host); err != nil {
-			return nil, err
-		}
-		return bridge.FindPort(host, l.Attrs().ParentIndex)
-	}
-	return nil, fmt.Errorf("%s: %w that can be seen from here", l.Attrs().Name, bridge.ErrNotPort)
+	return portOf(l, links, own, host)
 }
 
-func linkIn(ns *netns.Namespace, index int) (l netlink.Link, err error) {
-	err = ns.Do(func() error {
-		l, err = netlink.LinkByIndex(index)
-		return err
-	})
-	if _, gone := errors.AsType[netlink.LinkNotFoundError](err); gone {
-		return nil, fmt.Errorf("link %d: %w: it does not exist", index, bridge.ErrNotPort)
+// portOf is findPort for an interface that links, a lookup in the namespace own, has found.
+func portOf(l link.Found, links *link.Lookup, own, host *netns.Namespace) (*bridge.Port, error) {
+	if l.Kind == "macvlan" || l.Kind == "macvtap" {
+		if err := leadsTo(l, links, own, host); err != nil {
+			return nil, err
+		}
+		hostLinks, err := link.OpenLookup(host)
+		if err != nil {
+			return nil, err
+		}
+		defer hostLinks.Close()
+		own, links = host, hostLinks
+		if l, err = linkAt(links, l.Parent); err != nil {
+			return nil, err
+		}
+	}
+	switch l.Kind {
+	case "bridge":
+		return bridge.FindPort(own, l.Index)
+	case "veth":
+		if err := leadsTo(l, links, own, host); err != nil {
+			return nil, err
+		}
+		return bridge.FindPort(host, l.Parent)
+	}
+	return nil, fmt.Errorf("%s: %w that can be seen from here", l.Name, bridge.ErrNotPort)
+}
+
+func linkAt(links *link.Lookup, index int) (link.Found, error) {
+	l, err := links.ByIndex(index)
+	if errors.Is(err, link.ErrGone) {
+		return link.Found{}, fmt.Errorf("link %d: %w: it does not exist", index, bridge.ErrNotPort)
 	}
 	return l, err
 }
 
 // leadsTo makes sure that the other end of a veth in own, or the master of a macvlan, is in the namespace host: its
 // index by itself could be that of any link there.
-func leadsTo(l netlink.Link, own, host *netns.Namespace) error {
-	const itself = -1 // no number of a namespace: the same one
-	want := itself
+func leadsTo(l link.Found, links *link.Lookup, own, host *netns.Namespace) error {
+	want := link.SameNetns
 	if own.Cookie() != host.Cookie() {
-		if err := own.Do(func() (err error) {
-			want, err = netlink.GetNetNsIdByFd(int(host.File().Fd()))
+		id, ok, err := links.NetnsID(host)
+		if err != nil {
 			return err
-		}); err != nil {
-			return fmt.Errorf("number of the host's namespace: %w", err)
 		}
-		if want == itself {
-			return fmt.Errorf("%s: %w: it leads to no link of the host", l.Attrs().Name, bridge.ErrNotPort)
+		if !ok { // not a link of own leads there
+			return fmt.Errorf("%s: %w", l.Name, errElsewhere)
 		}
+		want = id
 	}
-	if l.Attrs().NetNsID != want {
-		return fmt.Errorf("%s: %w: it leads to another namespace", l.Attrs().Name, bridge.ErrNotPort)
+	if l.ParentNetns != want {
+		return fmt.Errorf("%s: %w", l.Name, errElsewhere)
 	}
 	return nil
 }

@@ -14,9 +14,29 @@ import (
 	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
 )
 
+// findPort finds the bridge port of an interface that is about to be attached, notes it in the target, and listens to what
+// becomes of it, if that is to be waited for; looking ends when it is done. Where there is none yet, which waitReady will
+// tell, nothing is noted.
+func (t *target) findPort(s *api.Settings) {
+	own := t.netns // which an iface takes over
+	t.looking.Go(func() {
+		port, err := portOf(t.link, t.links, own, t.host)
+		if err != nil {
+			return
+		}
+		t.plug = &plug{Bridge: port.Bridge, Port: port.Name}
+		if w := s.Ready.Wait; w == api.WaitNone || w == api.WaitReport || len(s.Groups) == 0 || port.Listen() != nil {
+			_ = port.Close()
+			return
+		}
+		t.port = port
+	})
+}
+
 // waitReady waits until the declared groups of an attachment are forwarded, or reported, as the settings ask. If
-// the time is up, an "auto" is degraded and says why; what was asked for by name is an error.
-func (d *Daemon) waitReady(ctx context.Context, a *attachment, host *netns.Namespace) (degraded string, err error) {
+// the time is up, an "auto" is degraded and says why; what was asked for by name is an error. The port is that of
+// findPort.
+func (d *Daemon) waitReady(ctx context.Context, a *attachment, host *netns.Namespace, port *bridge.Port) (degraded string, err error) {
 	ready, groups := a.settings.Ready, addrs(a.settings)
 	if ready.Wait == api.WaitNone || len(groups) == 0 {
 		return "", nil
@@ -24,12 +44,15 @@ func (d *Daemon) waitReady(ctx context.Context, a *attachment, host *netns.Names
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(ready.Timeout))
 	defer cancel()
 
-	if err = a.waitFor(ctx, ready.Wait, host, groups); err == nil {
+	if err = a.waitFor(ctx, ready.Wait, host, port, groups); err == nil {
 		return "", nil
 	}
-	verdict := fmt.Sprintf("not ready: %v", err)
-	if ctx.Err() != nil {
-		verdict = fmt.Sprintf("not ready after %v: %v", ready.Timeout, err)
+	if cause := context.Cause(ctx); errors.Is(cause, errOvertaken) {
+		return "", cause
+	}
+	verdict := "not ready: " + reason(err)
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		verdict = fmt.Sprintf("not ready after %v: %s", ready.Timeout, reason(err))
 	}
 	if ready.Wait == api.WaitAuto {
 		return verdict, nil
@@ -37,18 +60,30 @@ func (d *Daemon) waitReady(ctx context.Context, a *attachment, host *netns.Names
 	return "", types.NewError(api.CodeNotReady, fmt.Sprintf("ready.wait %q: %s", ready.Wait, verdict), "")
 }
 
-func (a *attachment) waitFor(ctx context.Context, wait string, host *netns.Namespace, groups []netip.Addr) error {
+// maxReason is how many bytes of a reason are told. It may name thousands of groups, and an answer has api.MaxLine.
+const maxReason = 4096
+
+func reason(err error) string {
+	text := err.Error()
+	if len(text) > maxReason {
+		text = strings.ToValidUTF8(text[:maxReason], "") + "..."
+	}
+	return text
+}
+
+func (a *attachment) waitFor(ctx context.Context, wait string, host *netns.Namespace, port *bridge.Port, groups []netip.Addr) (err error) {
 	if wait == api.WaitReport {
 		return a.iface.agent.WaitReported(ctx, groups...)
 	}
-	port, err := a.port(host)
-	if errors.Is(err, bridge.ErrNotPort) && wait == api.WaitAuto {
-		return a.iface.agent.WaitReported(ctx, groups...)
+	if port == nil {
+		if port, err = a.port(host); errors.Is(err, bridge.ErrNotPort) && wait == api.WaitAuto {
+			return a.iface.agent.WaitReported(ctx, groups...)
+		}
+		if err != nil {
+			return err
+		}
+		defer port.Close()
 	}
-	if err != nil {
-		return err
-	}
-	defer port.Close()
 	s, err := port.State()
 	if err != nil {
 		return err
@@ -80,14 +115,20 @@ func (a *attachment) withObstacle(err error) error {
 	return err
 }
 
-// port finds the bridge port that the interface is plugged into.
+// port finds the bridge port that the interface is plugged into. Where there was one and is none any more, the error is no
+// [bridge.ErrNotPort].
 func (a *attachment) port(host *netns.Namespace) (*bridge.Port, error) {
-	return findPort(a.iface.netns, host, a.iface.id.index)
+	port, err := findPort(a.iface.netns, host, a.iface.id.index)
+	if a.plug != nil && errors.Is(err, bridge.ErrNotPort) && !errors.Is(err, errElsewhere) {
+		return nil, errors.New(a.plug.pulled())
+	}
+	return port, err
 }
 
 // check proves that the declared groups of an attachment are forwarded: the listener is alive, the groups are
 // reported, and the bridge has entries for them or floods. With sources an entry for each is one, and so is one for any
-// source, which is all there is of MLDv1 or when an application wants the group from any source. What an application has joined by itself is not judged.
+// source, which is all there is of MLDv1 or when an application wants the group from any source. What an application
+// has joined by itself is not judged.
 func (d *Daemon) check(ctx context.Context, r *api.Request) error {
 	a := d.lookup(r.Attachment)
 	if a == nil {
@@ -107,13 +148,13 @@ func (d *Daemon) check(ctx context.Context, r *api.Request) error {
 		return types.NewError(api.CodeNotReady, fmt.Sprintf("attachment %v: was added with other settings (%s): add the container again",
 			a.key, difference(a.settings, r.Settings)), "")
 	}
-	if !a.iface.alive() {
-		return types.NewError(api.CodeNotReady, fmt.Sprintf("attachment %v: the listener has ended: %v: add the container again", a.key, a.iface.agent.Err()), "")
+	if err := a.iface.over(); err != nil {
+		return types.NewError(api.CodeNotReady, fmt.Sprintf("attachment %v: the listener has ended: %s: add the container again", a.key, endReason(err)), "")
 	}
 	ctx, cancel := context.WithTimeout(ctx, checkGrace)
 	defer cancel()
 	if err := a.forwarded(ctx, t.host); err != nil {
-		return types.NewError(api.CodeNotReady, fmt.Sprintf("attachment %v: %v", a.key, err), "")
+		return types.NewError(api.CodeNotReady, fmt.Sprintf("attachment %v: %s", a.key, reason(err)), "")
 	}
 	return nil
 }
@@ -153,20 +194,20 @@ func (a *attachment) forwarded(ctx context.Context, host *netns.Namespace) error
 	if !s.Link.Up {
 		return fmt.Errorf("interface %s: %s", s.Link.Name, s.Link.Obstacle())
 	}
-	if len(groups) == 0 {
-		return nil
+	port, err := a.port(host)
+	unplugged := errors.Is(err, bridge.ErrNotPort)
+	if err != nil && !unplugged {
+		return err
+	}
+	if !unplugged {
+		defer port.Close()
 	}
 	if err := a.iface.agent.WaitReported(ctx, groups...); err != nil {
 		return err
 	}
-	port, err := a.port(host)
-	if errors.Is(err, bridge.ErrNotPort) {
+	if unplugged || len(groups) == 0 {
 		return nil
 	}
-	if err != nil {
-		return err
-	}
-	defer port.Close()
 	state, err := port.State()
 	if err != nil {
 		return err

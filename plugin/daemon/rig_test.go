@@ -39,6 +39,7 @@ type rig struct {
 	testing.TB
 	lab    *netnslab.Lab
 	runDir string
+	daemon *daemon.Daemon
 	served chan error // what Serve returns
 	stop   context.CancelCauseFunc
 }
@@ -75,15 +76,19 @@ func serve(t testing.TB) *rig {
 	return r
 }
 
-func (r *rig) serve(cfg daemon.Config) {
+// serve starts a daemon, which is prepared first as asked.
+func (r *rig) serve(cfg daemon.Config, prepare ...func(*daemon.Daemon)) {
 	r.Helper()
 	cfg.Listener = listenAt(r, r.runDir)
 	d, err := daemon.New(cfg)
 	if err != nil {
 		r.Fatal(err)
 	}
+	for _, p := range prepare {
+		p(d)
+	}
 	ctx, stop := context.WithCancelCause(context.Background())
-	r.stop, r.served = stop, make(chan error, 1)
+	r.daemon, r.stop, r.served = d, stop, make(chan error, 1)
 	go func() { r.served <- d.Serve(ctx) }()
 	r.Cleanup(func() { r.end() })
 }
@@ -160,7 +165,7 @@ func (r *rig) request(op, network string, n *netnslab.Node, s *api.Settings) *ap
 func (r *rig) call(request *api.Request) (*api.Answer, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	client, err := api.Dial(ctx, r.runDir)
+	client, err := api.Dial(r.runDir)
 	if err != nil {
 		return nil, err
 	}
@@ -183,6 +188,7 @@ func (r *rig) must(request *api.Request) *api.Answer {
 // refused wants a request to be refused with a code and a text that names some things, and no descriptor left open.
 func (r *rig) refused(request *api.Request, code uint, names ...string) {
 	r.Helper()
+	r.all(&api.Request{Op: api.OpList}) // which waits for what stood before: its descriptors are not the request's
 	before := r.settled()
 	answer, err := r.call(request)
 	if err != nil {
@@ -215,9 +221,9 @@ func (r *rig) check(network string, n *netnslab.Node, s *api.Settings) {
 	r.must(r.request(api.OpCheck, network, n, s))
 }
 
-func (r *rig) del(network string, n *netnslab.Node) {
+func (r *rig) del(network string, n *netnslab.Node) *api.Answer {
 	r.Helper()
-	r.must(&api.Request{Op: api.OpDel, Attachment: api.Attachment{Network: network, ContainerID: n.Name(), IfName: "eth0"}})
+	return r.must(&api.Request{Op: api.OpDel, Attachment: api.Attachment{Network: network, ContainerID: n.Name(), IfName: "eth0"}})
 }
 
 func (r *rig) wantAttachments(want int) {

@@ -88,6 +88,10 @@ func (d *Daemon) serve(ctx context.Context, conn *net.UnixConn) error {
 		if err != nil && !errors.As(err, &fault) {
 			return err
 		}
+		if fault == nil && r.Op == api.OpAdd && hasLeft(conn) { // while there was no worker: its DEL may have come first
+			r.Close()
+			return fmt.Errorf("attachment %v: not begun: its client has given up", r.Attachment)
+		}
 		if fault == nil && api.Streams(r.Op) {
 			err := d.stream(ctx, conn, r)
 			r.Close()
@@ -96,21 +100,43 @@ func (d *Daemon) serve(ctx context.Context, conn *net.UnixConn) error {
 			}
 			continue
 		}
+		begin := time.Now()
 		answer := &api.Answer{Error: fault}
 		if fault == nil {
 			answer, err = d.handle(d.work, r)
 			r.Close()
 			if err != nil {
+				<-ctx.Done() // who looks for the next daemon is not to find this one again
 				return err
 			}
 		}
-		if err := d.answer(conn, answer); err != nil {
+		err = d.answer(conn, answer)
+		switch { // only now: who waits for the answer does not wait for the log
+		case fault != nil:
+			return fault // the place of the next line is lost
+		case r.Op != api.OpStatus:
+			d.logDone(r, answer, time.Since(begin))
+		}
+		if err != nil {
 			return err
 		}
-		if fault != nil {
-			return fault // the place of the next line is lost
-		}
 	}
+}
+
+// hasLeft tells whether a client has closed its connection.
+func hasLeft(conn *net.UnixConn) bool {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return true
+	}
+	var polled [1]unix.PollFd
+	if err := raw.Control(func(fd uintptr) {
+		polled[0].Fd = int32(fd)
+		_, _ = unix.Poll(polled[:], 0) // if it cannot be known, the client is there
+	}); err != nil {
+		return true
+	}
+	return polled[0].Revents&unix.POLLHUP != 0
 }
 
 // checkPeer refuses clients of other users, whom the mode of the socket keeps away already.
@@ -135,7 +161,7 @@ func checkPeer(conn *net.UnixConn) error {
 	return nil
 }
 
-// errEnding makes the client look for the next daemon.
+// errEnding makes the client look for the next daemon, when the socket is closed.
 var errEnding = errors.New("not answered: there were no attachments, and mldd is about to end")
 
 // handle does what a request asks for. The request stays the caller's to close.
@@ -156,48 +182,60 @@ func (d *Daemon) handle(ctx context.Context, r *api.Request) (*api.Answer, error
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-
-	log := d.log.With("op", r.Op, "network", r.Network, "container", r.ContainerID, "ifname", r.IfName)
-	begin := time.Now()
 	answer, err := d.dispatch(ctx, r)
 	if err != nil {
-		answer = &api.Answer{Error: asTypesError(err)}
-		log.Warn("request refused", "err", err, "dur", time.Since(begin))
-		return answer, nil
+		return &api.Answer{Error: asTypesError(err)}, nil
 	}
-	log.Info("request done", "degraded", answer.Degraded, "dur", time.Since(begin))
 	return answer, nil
+}
+
+func (d *Daemon) logDone(r *api.Request, answer *api.Answer, took time.Duration) {
+	log := d.about(r.Attachment).With("op", r.Op)
+	if answer.Error != nil {
+		log.Warn("request refused", "err", answer.Error, "dur", took)
+		return
+	}
+	log.Info("request done", "degraded", answer.Degraded, "dur", took)
 }
 
 func (d *Daemon) dispatch(ctx context.Context, r *api.Request) (*api.Answer, error) {
 	if r.Op == api.OpGC {
 		return &api.Answer{}, d.gc(ctx, r)
 	}
-	leave, err := d.enter(ctx, r.Attachment)
+	if r.Op == api.OpDel { // a runtime that has given up an ADD does not wait until that is ready
+		d.attaching.overtake(r.Attachment)
+	}
+	within, leave, err := d.enter(ctx, r.Attachment)
 	if err != nil {
 		return nil, err
 	}
 	defer leave()
+	answer := &api.Answer{}
 	switch r.Op {
 	case api.OpAdd:
-		degraded, err := d.add(ctx, r)
-		return &api.Answer{Degraded: degraded}, err
-	case api.OpDel:
-		return &api.Answer{}, d.del(ctx, r.Attachment)
+		answer.Degraded, err = d.add(within, r)
 	case api.OpCheck:
-		return &api.Answer{}, d.check(ctx, r)
+		err = d.check(within, r)
+	case api.OpDel:
+		answer.Unknown = d.lookup(r.Attachment) == nil && !d.store.has(r.Attachment)
+		return answer, d.del(ctx, r.Attachment)
+	default:
+		return nil, types.NewError(types.ErrDecodingFailure, fmt.Sprintf("request: op %q is unknown", r.Op), "")
 	}
-	return nil, types.NewError(types.ErrDecodingFailure, fmt.Sprintf("request: op %q is unknown", r.Op), "")
+	if err != nil && errors.Is(context.Cause(within), errOvertaken) {
+		return nil, types.NewError(types.ErrTryAgainLater, fmt.Sprintf("attachment %v: its DEL has come before this was done", r.Attachment), "")
+	}
+	return answer, err
 }
 
 // enter waits until no other request is at work on an attachment.
-func (d *Daemon) enter(ctx context.Context, key api.Attachment) (leave func(), err error) {
-	leave, err = d.attaching.enter(ctx, key)
+func (d *Daemon) enter(ctx context.Context, key api.Attachment) (within context.Context, leave func(), err error) {
+	within, leave, err = d.attaching.enter(ctx, key)
 	if err != nil {
-		return nil, types.NewError(types.ErrTryAgainLater,
+		return nil, nil, types.NewError(types.ErrTryAgainLater,
 			fmt.Sprintf("attachment %v: another request for it is still at work: try again", key), "")
 	}
-	return leave, nil
+	return within, leave, nil
 }
 
 // asTypesError gives an error the code that it carries, or the internal one.

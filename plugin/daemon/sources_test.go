@@ -20,6 +20,7 @@ import (
 	"github.com/seed-aaab8e3a/cni-mld/mld"
 	"github.com/seed-aaab8e3a/cni-mld/netnslab"
 	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
+	"github.com/seed-aaab8e3a/cni-mld/plugin/daemon"
 )
 
 var (
@@ -286,6 +287,28 @@ func TestV2_72_Ceilings(t *testing.T) {
 
 // ADD waits for, and CHECK wants, what a bridge has to have for the sources that are declared: entries for them, or of its
 // version 1 and of a listener in version 1 those for any source.
+// TestReadyWithThousands: why thousands of sources are not ready fits into an answer.
+func TestReadyWithThousands(t *testing.T) {
+	r := serve(t)
+	pod := r.lab.Bridge("br0", netnslab.BridgeOptions{}).Connect(r.lab.Node("c1"), "eth0")
+	pod.SetDown()
+	var groups []string
+	for g := range 4 {
+		var sources []string
+		for n := range daemon.DefaultMaxSources / 4 {
+			sources = append(sources, fmt.Sprintf(`"fd00:1111:2222:3333:4444:5555:6666:%x"`, 0xa000+n))
+		}
+		groups = append(groups, fmt.Sprintf(`{"group": "ff35:1111:2222:3333:4444:5555:8666:%x", "mode": "include", "sources": [%s], "deliver": false}`,
+			0xa000+g, strings.Join(sources, ",")))
+	}
+	s := settings(t, `"groups": [%s], "limits": {"sources": 5000}, "mldVersion": 2, "ready": {"wait": "mdb", "timeout": "50ms"}`, strings.Join(groups, ","))
+	r.refused(r.request(api.OpAdd, "lab", pod.Node(), s), api.CodeNotReady, "the link is down", "no entry for")
+	s.Ready.Wait = api.WaitAuto
+	if answer := r.add("lab", pod.Node(), s); !strings.Contains(answer.Degraded, "the link is down") {
+		t.Errorf("degraded: %.100q", answer.Degraded)
+	}
+}
+
 func TestB17_B18_ReadyWithSources(t *testing.T) {
 	groups := fmt.Sprintf(`"groups": [%s, %s, %s, "ff05::1:3"]`, object(specific, false, "include", one, two),
 		object(first, false, "include", one), object(second, false, "exclude", one))
@@ -400,4 +423,41 @@ func joinFrom(t *testing.T, e *netnslab.Endpoint, group, source netip.Addr) (con
 		t.Fatal(err)
 	}
 	return conn
+}
+
+// Beyond a ceiling of what programs have joined the interface is its kernel's again, which reports that and what is
+// delivered.
+func TestCeilingOfJoined(t *testing.T) {
+	r := &rig{TB: t, lab: netnslab.New(t), runDir: newRunDir(t)}
+	cfg := config(t, r.runDir)
+	cfg.MaxJoined = 20
+	r.serve(cfg)
+	br := r.lab.Bridge("br0", netnslab.BridgeOptions{Querier: 2, QueryInterval: time.Hour})
+	pod := br.Connect(r.lab.Node("c1"), "eth0")
+	pod.LinkLocal()
+	br.WaitQuerying(soon(t))
+	s := settings(t, `"mldVersion": 2, "ready": {"wait": "mdb", "timeout": "20s"}, "groups": ["%v"]`, first)
+	r.add("lab", pod.Node(), s)
+	for i := range cfg.MaxJoined {
+		pod.Join(netip.MustParseAddr(fmt.Sprintf("ff05::99:%x", i)))
+	}
+	netnslab.WaitFor(t, "end of the listener", patience, func() (bool, string) {
+		a := r.all(&api.Request{Op: api.OpList})[0].Attachment
+		return a.State == api.StateEnded && strings.Contains(a.Reason, "--max-joined"), a.State + ": " + a.Reason
+	})
+	r.refused(r.request(api.OpCheck, "lab", pod.Node(), s), api.CodeNotReady, "more than 20", "--max-joined")
+	pod.Join(second)
+	netnslab.WaitFor(t, "entry by the kernel's report", patience, func() (bool, string) {
+		list := entriesOf(t, pod)
+		return slices.Contains(list, "exclude ff05::1:2"), fmt.Sprint(list)
+	})
+	if f := filterOf(t, pod, first); f != "exclude []" {
+		t.Errorf("of the declared group the kernel has %q", f)
+	}
+	r.refused(r.request(api.OpAdd, "other", pod.Node(), s), api.CodeKernelReports, "more than 20", "--max-joined")
+	r.del("lab", pod.Node())
+	netnslab.WaitFor(t, "leave of the declared group", patience, func() (bool, string) {
+		list := entriesOf(t, pod)
+		return !slices.Contains(list, "exclude ff05::1:1"), fmt.Sprint(list)
+	})
 }

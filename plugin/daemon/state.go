@@ -31,6 +31,7 @@ type record struct {
 	Settings  *api.Settings `json:"settings"`
 	Added     time.Time     `json:"added"`
 	Degraded  string        `json:"degraded,omitempty"`
+	Plug      *plug         `json:"plug,omitempty"` // absent: no port was found, or it was not looked for
 }
 
 func (r *record) id() interfaceID { return interfaceID{netns: r.Cookie, index: r.Index} }
@@ -132,13 +133,18 @@ func (s *store) put(r record) error {
 	return nil
 }
 
+// has tells whether there is a file of an attachment, or may be one.
+func (s *store) has(key api.Attachment) bool {
+	_, err := os.Lstat(api.StatePath(s.runDir, key))
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
 // remove removes the file of an attachment, if there is one.
 func (s *store) remove(key api.Attachment) error {
-	path := api.StatePath(s.runDir, key)
-	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+	if !s.has(key) {
 		return nil
 	}
-	err := s.disk.remove(path)
+	err := s.disk.remove(api.StatePath(s.runDir, key))
 	if err == nil {
 		err = s.disk.syncDir(s.dir())
 	}

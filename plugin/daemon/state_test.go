@@ -31,6 +31,7 @@ func sample(version int) record {
 		Attachment: api.Attachment{Network: "lab", ContainerID: "c1", IfName: "et@h0"},
 		Cookie:     4711, Index: 7, NetnsPath: "/run/netns/c1", Host: true, Settings: s,
 		Added: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC), Degraded: fmt.Sprint(version),
+		Plug: &plug{Bridge: "br0", Port: "veth1"},
 	}
 }
 
@@ -87,7 +88,10 @@ func TestStore(t *testing.T) {
 	if keys, err := api.Remembered(s.runDir, "other"); err != nil || len(keys) != 0 {
 		t.Errorf("keys of another network %v, %v", keys, err)
 	}
-	for range 2 {
+	for i := range 2 {
+		if has := s.has(sample(0).Attachment); has != (i == 0) {
+			t.Errorf("has a file: %v, after %d removals", has, i)
+		}
 		if err := s.remove(sample(0).Attachment); err != nil {
 			t.Error(err)
 		}
@@ -248,6 +252,7 @@ func TestStoreIgnores(t *testing.T) {
 		stays      bool
 	}{
 		"as it should be":       {name, valid(func(map[string]any) {}), true, true},
+		"of an older mldd":      {name, valid(func(k map[string]any) { delete(k, "plug") }), true, true},
 		"another boot":          {name, valid(func(k map[string]any) { k["bootID"] = "another" }), false, false},
 		"half written":          {name + tempSuffix, valid(func(map[string]any) {})[:100], false, false},
 		"cut off":               {name, valid(func(map[string]any) {})[:100], false, true},

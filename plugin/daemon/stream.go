@@ -17,11 +17,11 @@ import (
 	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
 )
 
-// stream answers a request that is answered by lines.
+// stream answers a request that is answered by lines. What has an end is told to it in a handover, too.
 func (d *Daemon) stream(ctx context.Context, conn *net.UnixConn, r *api.Request) error {
-	host := d.home
+	host, whose := d.home, "mldd's"
 	if file := r.HostNetns; file != nil {
-		r.HostNetns = nil
+		r.HostNetns, whose = nil, "mldctl's"
 		var err error
 		if host, err = netns.FromFile(file); err != nil {
 			fault := types.NewError(types.ErrIOFailure, fmt.Sprintf("the caller's own namespace: %v", err), "")
@@ -38,15 +38,15 @@ func (d *Daemon) stream(ctx context.Context, conn *net.UnixConn, r *api.Request)
 	say := func(l *api.Line) error { return d.write(conn, func() error { return api.WriteLine(conn, l) }) }
 	select { // what stood before this daemon is there, or gone
 	case <-d.adopted:
-	case <-ctx.Done():
+	case <-d.work.Done():
 		return nil
 	}
 	tell := d.list
 	if r.Op == api.OpGroups {
 		tell = d.groups
 	}
-	s := newSurvey(host)
-	if err := tell(ctx, r, s, say); err != nil {
+	s := newSurvey(host, whose)
+	if err := tell(d.work, r, s, say); err != nil {
 		var fault *types.Error
 		if !errors.As(err, &fault) {
 			return err
@@ -76,6 +76,7 @@ type view struct {
 	iface    *iface
 	id       listener.SubscriberID
 	since    time.Time
+	plug     *plug
 }
 
 // A label is how an interface is called in streams. It is replaced and never changed.
@@ -86,7 +87,7 @@ type label struct {
 
 // show makes what a request has made of an attachment visible.
 func (d *Daemon) show(a *attachment) {
-	a.shown.Store(&view{key: a.key, settings: a.settings, iface: a.iface, id: a.id, since: a.added})
+	a.shown.Store(&view{key: a.key, settings: a.settings, iface: a.iface, id: a.id, since: a.added, plug: a.plug})
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	l := *a.iface.shown.Load()

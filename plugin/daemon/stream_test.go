@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -16,6 +18,7 @@ import (
 	"github.com/seed-aaab8e3a/cni-mld/mld"
 	"github.com/seed-aaab8e3a/cni-mld/netnslab"
 	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
+	"github.com/seed-aaab8e3a/cni-mld/plugin/daemon"
 )
 
 // stream sends a request and passes on what follows the answer, until stop is called.
@@ -23,7 +26,7 @@ func (r *rig) stream(request *api.Request) (lines <-chan *api.Line, ended <-chan
 	r.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	r.Cleanup(cancel)
-	client, err := api.Dial(ctx, r.runDir)
+	client, err := api.Dial(r.runDir)
 	if err != nil {
 		r.Fatal(err)
 	}
@@ -97,6 +100,10 @@ func TestList(t *testing.T) {
 			t.Errorf("%v: %q, want %q", c.filter, got, c.want)
 		}
 	}
+	netnslab.WaitFor(t, "Reports of all that is wanted and may be reported", patience, func() (bool, string) {
+		a := r.all(&api.Request{Op: api.OpList})[0].Attachment
+		return a.Wanted >= 3 && a.Reported == a.Wanted, fmt.Sprintf("%d/%d", a.Reported, a.Wanted)
+	})
 	pod.Delete()
 	netnslab.WaitFor(t, "end of both", patience, func() (bool, string) {
 		list := r.all(&api.Request{Op: api.OpList, Attachment: api.Attachment{ContainerID: "c1"}})
@@ -106,6 +113,160 @@ func TestList(t *testing.T) {
 		}
 		return ended, fmt.Sprint(list)
 	})
+}
+
+// Bridges are looked for where the client is, and where there may be one elsewhere, it is told.
+func TestBridgeElsewhere(t *testing.T) {
+	r := serve(t)
+	br := r.lab.Bridge("br0", netnslab.BridgeOptions{Querier: 1})
+	pod := br.Connect(r.lab.Node("c1"), "eth0")
+	lone, far := r.pod("c2")
+	pod.LinkLocal()
+	host, elsewhere := r.lab.Host(), r.lab.Node("elsewhere")
+	r.add("lab", pod.Node(), settings(t, `"groups": ["%v"], "ready": {"wait": "auto", "timeout": "20s"}`, first))
+	r.add("lab", lone.Node(), settings(t, `"groups": ["%v"]`, first))
+	for name, c := range map[string]struct {
+		from *netnslab.Node
+		of   *netnslab.Node
+		says string // "": nothing
+	}{
+		"the bridge's namespace":      {host, pod.Node(), ""},
+		"another one":                 {elsewhere, pod.Node(), "mldctl's namespace"},
+		"the daemon's":                {nil, pod.Node(), "mldd's namespace"},
+		"that of what is no bridge":   {far.Node(), lone.Node(), ""},
+		"another, where no bridge is": {host, lone.Node(), "mldctl's namespace"},
+		"the container's own":         {pod.Node(), pod.Node(), "mldctl's namespace"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := r.in(t)
+			var file *os.File
+			where := "/proc/self/ns/net"
+			if c.from != nil {
+				file, where = c.from.Netns().File(), c.from.Path()
+			}
+			if c.says != "" {
+				inode, err := os.Stat(where)
+				if err != nil {
+					t.Fatal(err)
+				}
+				c.says = fmt.Sprintf("net:[%d], %s", inode.Sys().(*syscall.Stat_t).Ino, c.says)
+			}
+			for _, l := range r.all(&api.Request{Op: api.OpList, Attachment: api.Attachment{ContainerID: c.of.Name()}, HostNetns: file}) {
+				if a := l.Attachment; (a.Bridge != nil) != (c.of == pod.Node() && c.says == "") || a.State != api.StateReady ||
+					!strings.Contains(a.BridgeReason, c.says) || (a.BridgeReason == "") != (c.says == "") {
+					t.Errorf("%+v", a)
+				}
+			}
+			for _, l := range r.all(&api.Request{Op: api.OpGroups, Attachment: api.Attachment{ContainerID: c.of.Name()}, HostNetns: file}) {
+				told := slices.IndexFunc(l.Group.Marks, func(m api.Mark) bool { return m.Code == api.MarkBridgeUnseen })
+				if l.Group.Group == first && (told >= 0) != (c.says != "") {
+					t.Errorf("%+v", l.Group)
+				}
+				if told >= 0 && !strings.Contains(l.Group.Marks[told].Text, c.says) {
+					t.Errorf("%+v, want %q", l.Group, c.says)
+				}
+			}
+		})
+	}
+}
+
+// Where an interface of the host itself leads to is no place for its bridge.
+func TestHostLeadsToContainer(t *testing.T) {
+	r := serve(t)
+	_, host := r.pod("c1")
+	q := r.request(api.OpAdd, "mldctl", host.Node(), settings(t, ``))
+	q.Host, q.HostNetns = true, host.Node().Netns().File()
+	r.must(q)
+	a := r.all(&api.Request{Op: api.OpList, HostNetns: host.Node().Netns().File()})[0].Attachment
+	if a.BridgeReason != "" || a.State != api.StateReady {
+		t.Errorf("%+v", a)
+	}
+}
+
+// A port that has left its bridge is missed, also by the next daemon; one that has gone to another bridge is not.
+func TestPulled(t *testing.T) {
+	r := serve(t)
+	br := r.lab.Bridge("br0", netnslab.BridgeOptions{})
+	r.lab.Bridge("br1", netnslab.BridgeOptions{})
+	pod := br.Connect(r.lab.Node("c1"), "eth0")
+	pod.LinkLocal()
+	port := pod.Peer().Name()
+	s := settings(t, `"groups": ["%v"]`, first)
+	r.add("lab", pod.Node(), s)
+	move := func(where ...string) {
+		t.Helper()
+		if err := r.lab.Host().Command(t.Context(), "ip", append([]string{"link", "set", "dev", port}, where...)...).Run(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := fmt.Sprintf("%s was a port of bridge br0, and is none any more: ip link set %[1]s master br0", port)
+	missed := func() {
+		t.Helper()
+		r.refused(r.request(api.OpCheck, "lab", pod.Node(), s), api.CodeNotReady, want)
+		file := r.lab.Host().Netns().File()
+		for _, l := range r.all(&api.Request{Op: api.OpList, HostNetns: file}) {
+			if a := l.Attachment; a.State != api.StateDegraded || a.Reason != want {
+				t.Errorf("%+v", a)
+			}
+		}
+		for _, l := range r.all(&api.Request{Op: api.OpGroups, HostNetns: file}) {
+			if g := l.Group; g.Reported != nil && !slices.Contains(g.Marks, api.NewMark(api.MarkNoPort, "not forwarded: "+want)) {
+				t.Errorf("%+v", g)
+			}
+		}
+	}
+	fine := func() {
+		t.Helper()
+		r.check("lab", pod.Node(), s)
+		a := r.all(&api.Request{Op: api.OpList, HostNetns: r.lab.Host().Netns().File()})[0].Attachment
+		if a.State != api.StateReady || a.Bridge == nil {
+			t.Errorf("%+v", a)
+		}
+	}
+	fine()
+	move("nomaster")
+	missed()
+	move("master", "br1")
+	fine()
+	move("nomaster")
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
+	r.serve(config(t, r.runDir))
+	missed()
+	s = settings(t, `"groups": ["%v"], "ready": {"wait": "auto"}`, first)
+	if answer := r.add("lab", pod.Node(), s); !strings.Contains(answer.Degraded, want) {
+		t.Errorf("ADD again: %q", answer.Degraded)
+	}
+	move("master", "br0")
+	fine()
+}
+
+// Why MLDv1 is spoken, and how long still.
+func TestWhyMLDv1(t *testing.T) {
+	r := serve(t)
+	pod, peer := r.pod("c1")
+	status := func() *api.AttachmentStatus { return r.all(&api.Request{Op: api.OpList})[0].Attachment }
+	r.add("lab", pod.Node(), settings(t, `"mldVersion": "1"`))
+	if a := status(); a.VersionReason != "mldVersion is 1" || !a.VersionUntil.IsZero() {
+		t.Errorf("configured: %+v", a)
+	}
+	r.add("lab", pod.Node(), settings(t, `"mldVersion": "auto"`))
+	if a := status(); a.MLDVersion != 2 || !a.VersionUntil.IsZero() {
+		t.Errorf("nobody has asked: %+v", a)
+	}
+	before := time.Now()
+	r.listen(peer).ask()
+	netnslab.WaitFor(t, "MLDv1", patience, func() (bool, string) {
+		a := status()
+		return a.MLDVersion == 1, fmt.Sprintf("%+v", a)
+	})
+	const timeout = 2*125*time.Second + 10*time.Millisecond // V2-68, with the delay of the Query
+	a := status()
+	if from, to := before.Add(timeout-time.Second), time.Now().Add(timeout); a.VersionUntil.Before(from) || a.VersionUntil.After(to) ||
+		!strings.Contains(a.VersionReason, router.String()) {
+		t.Errorf("asked in MLDv1: %q until %v, want %v to %v", a.VersionReason, a.VersionUntil, from, to)
+	}
 }
 
 // A watcher's end is noticed, and so is that of the daemon.
@@ -136,6 +297,60 @@ func TestWatchEnds(t *testing.T) {
 		}
 	case <-time.After(patience):
 		t.Fatal("the daemon has ended, and the stream has not")
+	}
+}
+
+// Who comes again because its watch has ended finds the next daemon, and never the one that is about to end.
+func TestNotServedAfterTheWatch(t *testing.T) {
+	for range 200 {
+		r := &rig{TB: t, runDir: newRunDir(t)}
+		cfg := config(t, r.runDir)
+		cfg.Logger = slog.New(slog.DiscardHandler)
+		r.serve(cfg)
+		status := &api.Request{Op: api.OpStatus}
+		r.must(status)
+		_, ended, _ := r.stream(&api.Request{Op: api.OpWatch})
+		r.stop(daemon.ErrHandover)
+		if err := <-ended; !api.NotRunning(err) {
+			t.Fatalf("the watch of a daemon that has ended: %v", err)
+		}
+		if answer, err := r.call(status); !api.NotRunning(err) {
+			t.Fatalf("after the end of the watch: %+v, %v", answer, err)
+		}
+		r.end()
+	}
+}
+
+// Who has begun to ask before a handover is told all of it.
+func TestAnsweredInHandover(t *testing.T) {
+	r := serve(t)
+	var many []string // more than fits into the socket
+	for i := range 2000 {
+		many = append(many, fmt.Sprintf(`{"group": "ff05::2:%x", "deliver": false}`, i))
+	}
+	for name, groups := range map[string]string{"c1": strings.Join(many, ","), "c2": fmt.Sprintf(`"%v"`, first)} {
+		pod, _ := r.pod(name)
+		r.add("lab", pod.Node(), settings(t, `"limits": {"groups": 4096}, "groups": [%s]`, groups))
+	}
+	lines, ended, _ := r.stream(&api.Request{Op: api.OpGroups})
+	<-lines
+	r.stop(daemon.ErrHandover)
+	netnslab.WaitFor(t, "end of the socket", patience, func() (bool, string) {
+		_, err := api.Dial(r.runDir)
+		return api.NotRunning(err), fmt.Sprint(err)
+	})
+	last := false
+	for {
+		select {
+		case l := <-lines:
+			last = last || l.Group.Attachments[0].ContainerID == "c2"
+			continue
+		case err := <-ended:
+			if err != nil || !last {
+				t.Errorf("%v, told of the last interface: %v", err, last)
+			}
+		}
+		break
 	}
 }
 
@@ -256,4 +471,36 @@ func TestWatchEvents(t *testing.T) {
 	want("link invalid IP  up 0")
 	pod.Delete()
 	want("ended ")
+}
+
+// TestListWhileInterfacesGo: an interface that goes while it is looked at has ended, and the others are told of.
+func TestListWhileInterfacesGo(t *testing.T) {
+	r := serve(t)
+	const pods = 20
+	var ends []*netnslab.Endpoint
+	for n := range pods {
+		pod, _ := r.pod(fmt.Sprint("c", n))
+		r.add("lab", pod.Node(), settings(t, `"groups": ["%v"]`, first))
+		ends = append(ends, pod)
+	}
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		for _, e := range ends {
+			e.Delete()
+		}
+	}()
+	for ended := 0; ended < pods; {
+		list := r.all(&api.Request{Op: api.OpList})
+		if len(list) != pods {
+			t.Fatalf("%d of %d are told of", len(list), pods)
+		}
+		ended = 0
+		for _, l := range list {
+			if l.Attachment.State == api.StateEnded {
+				ended++
+			}
+		}
+	}
+	<-gone
 }

@@ -4,20 +4,24 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 
 	"github.com/seed-aaab8e3a/cni-mld/mld/agent"
 	"github.com/seed-aaab8e3a/cni-mld/mld/bridge"
+	"github.com/seed-aaab8e3a/cni-mld/mld/link"
 	"github.com/seed-aaab8e3a/cni-mld/mld/netns"
 )
 
 // A survey looks at interfaces and at the bridges that they are plugged into.
 type survey struct {
 	host   *netns.Namespace                       // of the bridges
+	whose  string                                 // the host is, in words
 	tables map[interfaceID]map[int][]bridge.Entry // each bridge's MDB, which is read once, by port
 }
 
-func newSurvey(host *netns.Namespace) *survey {
-	return &survey{host: host, tables: make(map[interfaceID]map[int][]bridge.Entry)}
+// newSurvey looks for bridges in the namespace host, which is mldd's or that of mldctl.
+func newSurvey(host *netns.Namespace, whose string) *survey {
+	return &survey{host: host, whose: whose, tables: make(map[interfaceID]map[int][]bridge.Entry)}
 }
 
 // A sight is what is seen of an interface: the agent first and the bridge afterwards, so that what was reported is
@@ -26,7 +30,9 @@ type sight struct {
 	ended  error // why the listener is gone, and nothing else is known
 	state  agent.State
 	groups []agent.Group
-	port   *port // nil: not the port of a bridge
+	port   *port  // nil: not the port of a bridge
+	unseen string // why there may be a bridge though there is no port; in words
+	pulled string // why there should be a port though there is none; in words
 }
 
 type port struct {
@@ -39,25 +45,43 @@ type port struct {
 func (s *survey) look(ctx context.Context, i *iface) (*sight, error) {
 	ctx, cancel := context.WithTimeout(ctx, workTimeout)
 	defer cancel()
+	if err := i.over(); err != nil {
+		return &sight{ended: err}, nil
+	}
 	seen := &sight{}
 	var err error
 	if seen.state, err = i.agent.State(ctx); err == nil {
 		seen.groups, err = i.agent.Groups(ctx)
 	}
-	if err != nil {
-		if i.alive() {
-			return nil, fmt.Errorf("interface %s: %w", i.name, err)
-		}
+	if err == nil {
+		seen.port, err = s.port(i)
+	}
+	switch {
+	case err == nil:
+		return seen, nil
+	case errors.Is(err, errElsewhere):
+		seen.unseen, err = s.elsewhere(seen.state.Link.Name)
+		return seen, err
+	case errors.Is(err, link.ErrGone): // and its listener ends in a moment
+		return &sight{ended: err}, nil
+	case !i.alive():
 		return &sight{ended: i.agent.Err()}, nil
 	}
-	seen.port, err = s.port(i)
-	return seen, err
+	return nil, fmt.Errorf("interface %s: %w", i.name, err)
 }
 
-// port looks at the bridge port that an interface is plugged into.
+// elsewhere says where the bridge of an interface was looked for, and what helps.
+func (s *survey) elsewhere(name string) (string, error) {
+	where, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", s.host.File().Fd()))
+	return fmt.Sprintf("bridge not seen: it is looked for in %s, %s namespace, and %s leads to another one: run mldctl in the bridge's",
+		where, s.whose, name), err
+}
+
+// port looks at the bridge port that an interface is plugged into, and returns nil if there is none. An error that wraps
+// errElsewhere says that there may be one in another namespace.
 func (s *survey) port(i *iface) (*port, error) {
 	p, err := findPort(i.netns, s.host, i.id.index)
-	if errors.Is(err, bridge.ErrNotPort) {
+	if errors.Is(err, bridge.ErrNotPort) && (!errors.Is(err, errElsewhere) || i.ofHost) { // the host's may lead elsewhere
 		return nil, nil
 	}
 	if err != nil {

@@ -158,7 +158,8 @@ func (d *Daemon) watch(ctx context.Context, conn *net.UnixConn, r *api.Request, 
 // observe tells the watchers what an agent has noticed. It is called by the agent's goroutines.
 func (d *Daemon) observe(i *iface, e agent.Event) {
 	if e.Kind == agent.EventLink {
-		i.link.Store(&e.Link)
+		state := e.Link // by itself: the event is ten times as large, and is not to be kept or allocated for it
+		i.link.Store(&state)
 	}
 	if d.watchers.some.Load() {
 		d.watchers.publish(nil, i.events(e)...)

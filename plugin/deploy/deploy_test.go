@@ -4,14 +4,21 @@ package deploy
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-aaab8e3a/cni-mld/netnslab"
 )
 
 // units copies the unit files to a directory of their own, with a program that is there in place of mldd, and returns their
@@ -63,15 +70,17 @@ func TestHardening(t *testing.T) {
 // TestInstall: what is installed is complete, the units among it start what is installed, and nothing is left of it afterwards.
 func TestInstall(t *testing.T) {
 	dest := t.TempDir()
-	run := func(target string) {
+	run := func(target string) string {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 		defer cancel()
 		cmd := exec.CommandContext(ctx, "make", target, "DESTDIR="+dest, "PREFIX=/usr/lib/cni")
 		cmd.Dir = "../.."
-		if out, err := cmd.CombinedOutput(); err != nil {
+		out, err := cmd.CombinedOutput()
+		if err != nil {
 			t.Fatalf("make %s: %v\n%s", target, err, out)
 		}
+		return string(out)
 	}
 	files := func() (list []string) {
 		if err := filepath.WalkDir(dest, func(path string, d fs.DirEntry, err error) error {
@@ -99,8 +108,49 @@ func TestInstall(t *testing.T) {
 	if err != nil || !bytes.Contains(service, []byte("\nExecStart=/usr/lib/cni/bin/mldd\n")) {
 		t.Errorf("%v: %s", err, service)
 	}
-	run("uninstall")
+
+	// A daemon that is running still is told of, and ended as the warning says.
+	runDir := t.TempDir()
+	mldd := exec.Command("unshare", "--user", "--map-root-user", "--net", filepath.Join(dest, "/usr/lib/cni/bin/mldd"), "--run-dir", runDir)
+	var log bytes.Buffer
+	mldd.Stderr = &log
+	if err := mldd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- mldd.Wait() }()
+	defer func() { _ = mldd.Process.Kill() }()
+	netnslab.WaitFor(t, "mldd", time.Minute, func() (bool, string) {
+		conn, err := net.Dial("unix", filepath.Join(runDir, "mldd.sock"))
+		if err == nil {
+			err = conn.Close()
+		}
+		return err == nil, fmt.Sprint(err)
+	})
+	out := run("uninstall")
+	_, text, warned := strings.Cut(out, " and else kill ")
+	text, _, _ = strings.Cut(text, "\n")
+	pids := strings.Fields(text)
+	if !warned || !slices.Contains(pids, strconv.Itoa(mldd.Process.Pid)) || len(pids) != 2 || !strings.Contains(out, "warning: "+dest) {
+		t.Fatalf("of processes %d and its worker:\n%s", mldd.Process.Pid, out)
+	}
 	if left := files(); len(left) > 0 {
 		t.Errorf("left behind: %q", left)
+	}
+	for _, pid := range pids {
+		if n, err := strconv.Atoi(pid); err != nil || unix.Kill(n, unix.SIGTERM) != nil {
+			t.Errorf("kill %s: %v", pid, err)
+		}
+	}
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Errorf("mldd: %v\n%s", err, &log)
+		}
+	case <-time.After(time.Minute):
+		t.Fatalf("mldd goes on\n%s", &log)
+	}
+	if out := run("uninstall"); strings.Contains(out, "warning") {
+		t.Errorf("of no process:\n%s", out)
 	}
 }

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -22,6 +24,13 @@ const (
 	// endTimeout is how long a worker may take to end that was told to, before it is killed. A request that waits for
 	// readiness takes up to a minute.
 	endTimeout = 90 * time.Second
+	// settleTimeout is how long a worker that is to be stopped may take until it is settled.
+	settleTimeout = 10 * time.Second
+	// maxFormer is of how many workers, one after the other, the keeper holds something. A worker that never gets settled
+	// leaves as much as the one before, and the keeper's descriptors, without which there is no next one, would run out.
+	maxFormer = 8
+	// tryTimeout is how long a program may take to say its version.
+	tryTimeout = 5 * time.Second
 )
 
 // Config is what a keeper needs. The Path is that of the program, which may be replaced between two workers.
@@ -33,7 +42,7 @@ type Config struct {
 	Reload <-chan os.Signal // asks for the next worker
 	Logger *slog.Logger
 
-	// Settled is called when a worker is settled, Reloading when one is told to make room for the next.
+	// Settled is called when a worker is settled, or stays although a reload was asked for, Reloading when one is asked for.
 	Settled, Reloading func()
 }
 
@@ -42,11 +51,12 @@ type keeper struct {
 	served bool           // a worker was settled
 	asked  bool           // the worker that is was told to make room for the next
 	held   map[uint64]int // descriptors of the worker that is
-	former []int          // of those before
+	former [][]int        // of those before, by worker; of the settled one first
 	pause  time.Duration  // before the next worker, if this one fails
 }
 
-// Run keeps a worker at work until one has nothing more to do, or until ctx is done, when it is told to stop by SIGTERM.
+// Run keeps a worker at work until one has nothing more to do, or until ctx is done, when it is told to stop by SIGTERM, once
+// it is settled, or the next one if it is about to be replaced.
 // It fails if the first worker ends before it was settled, of its own accord. The Place stays the caller's.
 func Run(ctx context.Context, cfg Config) error {
 	k := &keeper{Config: cfg, held: make(map[uint64]int), pause: firstPause}
@@ -55,26 +65,31 @@ func Run(ctx context.Context, cfg Config) error {
 		begin := time.Now()
 		state, err := k.work(ctx)
 		k.Ready = nil
+		over := err == nil && state.ExitCode() == ExitHandover
+		handover := over || err == nil && k.asked
 		switch {
-		case err == nil && state.ExitCode() == 0 || ctx.Err() != nil:
+		case err == nil && state.ExitCode() == 0:
 			return nil
-		case !k.served && (err != nil || state.Exited()):
+		case ctx.Err() != nil && !(over && k.served): // else the next one leaves what stands
+			return nil
+		case !k.served && !handover && (err != nil || state.Exited()):
 			return errors.Join(err, fmt.Errorf("worker: %v", state))
 		case k.Place.Gone():
-			k.Logger.Warn("keeper ends", "reason", "run directory removed")
+			k.Logger.Warn("keeper ends", "reason", "run directory or socket removed")
 			return nil
-		case err == nil && (k.asked || state.ExitCode() == ExitHandover):
+		case handover:
 			continue
 		}
 		if time.Since(begin) > longestPause {
 			k.pause = firstPause
 		}
 		k.Logger.Error("worker ended: the kernels speak for themselves until the next one", "state", state, "err", err,
-			"pause", k.pause, "held", len(k.held)+len(k.former))
+			"pause", k.pause, "held", len(slices.Concat(k.former...)))
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-k.Reload:
+			k.Reloading()
 		case <-time.After(k.pause):
 		}
 		k.pause = min(2*k.pause, longestPause)
@@ -84,15 +99,26 @@ func Run(ctx context.Context, cfg Config) error {
 // close closes everything, and thereby leaves what nobody else holds.
 func (k *keeper) close() {
 	k.retire()
-	k.drop(k.former)
+	k.dropFormer()
 }
 
-// retire makes what is held that of a former worker.
+// retire makes what is held that of a former worker. If there are too many, what goes is the oldest of those that were
+// never settled: what it has joined, the others have, too, as far as they have come.
 func (k *keeper) retire() {
-	for _, fd := range k.held {
-		k.former = append(k.former, fd)
+	if len(k.held) == 0 {
+		return
 	}
+	if len(k.former) == maxFormer {
+		k.drop(k.former[1])
+		k.former = slices.Delete(k.former, 1, 2)
+	}
+	k.former = append(k.former, slices.Collect(maps.Values(k.held)))
 	clear(k.held)
+}
+
+func (k *keeper) dropFormer() {
+	k.drop(slices.Concat(k.former...))
+	k.former = nil
 }
 
 func (k *keeper) drop(fds []int) {
@@ -121,10 +147,13 @@ func (k *keeper) work(ctx context.Context) (*os.ProcessState, error) {
 	go k.receive(conn, messages)
 
 	done, reload := ctx.Done(), k.Reload
+	settled := !k.served // the first one has nothing to take over
+	var stop <-chan time.Time
+	var tried chan error
 	kill := time.NewTimer(endTimeout)
 	kill.Stop()
 	end := func(s os.Signal) {
-		done, reload = nil, nil
+		done, stop, reload, tried = nil, nil, nil, nil
 		_ = cmd.Process.Signal(s) // it may have ended
 		kill.Reset(endTimeout)
 	}
@@ -138,17 +167,58 @@ func (k *keeper) work(ctx context.Context) (*os.ProcessState, error) {
 				return cmd.ProcessState, nil
 			}
 			k.handle(m)
+			if m.op == opSettled {
+				if settled = true; stop != nil {
+					end(unix.SIGTERM)
+				}
+			}
 		case <-reload:
-			k.asked = true
+			k.asked = true // also if it ends by itself meanwhile
 			k.Reloading()
-			end(unix.SIGHUP)
+			reload, tried = nil, make(chan error, 1)
+			go func(tried chan<- error) { tried <- k.try(ctx) }(tried)
+		case err := <-tried:
+			if err == nil {
+				end(unix.SIGHUP)
+				continue
+			}
+			k.Logger.Error("worker not replaced, it goes on: put an mldd there that starts, and send SIGHUP again",
+				"path", k.Path, "err", err)
+			k.asked, reload, tried = false, k.Reload, nil
+			if k.served {
+				k.Settled()
+			}
 		case <-done:
+			if settled {
+				end(unix.SIGTERM)
+				continue
+			}
+			// It can leave what stands when it has taken it over.
+			done, stop, reload, tried = nil, time.After(settleTimeout), nil, nil
+		case <-stop:
 			end(unix.SIGTERM)
 		case <-kill.C:
 			k.Logger.Error("worker does not end", "after", endTimeout)
 			_ = cmd.Process.Kill()
 		}
 	}
+}
+
+// try finds out whether the program that is at the path now can be started, and knows the arguments: it is to say its
+// version. A worker that has been stopped does not come back.
+func (k *keeper) try(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, tryTimeout, fmt.Errorf("-version does not end within %v", tryTimeout))
+	defer cancel()
+	cmd := exec.CommandContext(ctx, k.Path)
+	cmd.Args = slices.Concat(k.Args[:1], []string{"-version"}, k.Args[1:])
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true} // what it may have started ends with it
+	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
+	err := cmd.Run()
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return err
 }
 
 // start starts a worker.
@@ -199,7 +269,7 @@ func (k *keeper) handle(m received) {
 	switch m.op {
 	case opKeep:
 		if fd, ok := k.held[m.id]; ok {
-			k.former = append(k.former, fd)
+			k.drop([]int{fd})
 		}
 		k.held[m.id] = m.fd
 	case opDrop:
@@ -208,10 +278,11 @@ func (k *keeper) handle(m received) {
 			k.drop([]int{fd})
 		}
 	case opSettled:
-		k.drop(k.former)
-		k.former = nil
+		k.dropFormer()
 		k.served = true
-		k.Settled()
+		if !k.asked { // for another one
+			k.Settled()
+		}
 	default:
 		k.Logger.Error("message of the worker ignored", "op", m.op)
 	}

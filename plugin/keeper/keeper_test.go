@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -30,11 +31,15 @@ func TestMain(m *testing.M) {
 	if keeper.IsWorker() {
 		os.Exit(worker(os.Args[1], os.Args[2]))
 	}
+	if len(os.Args) > 1 && os.Args[1] == "-version" { // a keeper tries it
+		return
+	}
 	os.Exit(m.Run())
 }
 
 // worker does what a test says on a connection, line by line: "keep" opens a pipe and gives its writing end to the
-// keeper, "drop ID", "settled", "accept", "exit CODE". It begins with its process and whether it resumes, and after a
+// keeper, "drop ID", "settled", "accept", "handover" when it is told to, with "settled" as its last word or, after it has
+// said "told", not before the next line, "exit CODE". It begins with its process and whether it resumes, and after a
 // line says "ok". What is not to be served, a first argument "fail", is an end at once.
 func worker(mode, control string) int {
 	w, err := keeper.Connect()
@@ -94,6 +99,19 @@ func worker(mode, control string) int {
 			if err != nil {
 				answer = err.Error()
 			}
+		case "handover":
+			signals := make(chan os.Signal, 1)
+			signal.Notify(signals, unix.SIGHUP)
+			fmt.Fprintln(c, answer)
+			<-signals
+			switch arg {
+			case "settled":
+				_ = w.Settled()
+			case "later":
+				fmt.Fprintln(c, "told")
+				lines.Scan()
+			}
+			return keeper.ExitHandover
 		case "exit":
 			return n
 		}
@@ -132,7 +150,7 @@ func start(t testing.TB, mode string, ready *os.File) *rig {
 	t.Helper()
 	r := &rig{
 		TB: t, dir: newDir(t), reload: make(chan os.Signal, 1), ended: make(chan error, 1),
-		log: new(lockedBuffer), events: make(chan string, 100),
+		log: &lockedBuffer{failed: make(chan struct{}, 100)}, events: make(chan string, 100),
 	}
 	place, err := keeper.Take(r.socket(), nil)
 	if err != nil {
@@ -338,6 +356,34 @@ func TestNotSettled(t *testing.T) {
 	b.released()
 }
 
+// TestNeverSettled: however many workers end before they are settled, the keeper does not hold more and more, and holds
+// what the settled one had.
+func TestNeverSettled(t *testing.T) {
+	r := start(t, "serve", nil)
+	var probes []*probe
+	for i := range 10 {
+		r.next()
+		if i == 0 {
+			r.say("settled")
+		}
+		probes = append(probes, r.probe(fmt.Sprint(i)))
+		r.say("keep %s", probes[i].path)
+		must(t, unix.Kill(r.pid, unix.SIGKILL))
+		r.reload <- unix.SIGHUP // without a pause
+	}
+	r.next()
+	probes[0].held()
+	probes[1].released()
+	probes[2].released()
+	for _, p := range probes[3:] {
+		p.held()
+	}
+	r.say("settled")
+	for _, p := range probes {
+		p.released()
+	}
+}
+
 // TestBacklog: a client that comes while there is no worker is served by the next one.
 func TestBacklog(t *testing.T) {
 	r := start(t, "serve", nil)
@@ -353,6 +399,7 @@ func TestBacklog(t *testing.T) {
 	if got, err := io.ReadAll(client); err != nil || string(got) != fmt.Sprint(r.pid) {
 		t.Errorf("%q, %v, want the worker %d", got, err, r.pid)
 	}
+	r.say("settled") // so that it can be stopped
 }
 
 // TestDone: a worker that has nothing more to do is the last one.
@@ -379,6 +426,49 @@ func TestCannotServe(t *testing.T) {
 	r.say("settled")
 	fmt.Fprintln(r.conn, "exit 1")
 	r.next()
+	r.say("settled") // so that it can be stopped
+}
+
+// TestReloadBeforeSettled: a worker that was asked to make room has not failed, also if it is the first, and not settled.
+func TestReloadBeforeSettled(t *testing.T) {
+	r := start(t, "serve", nil)
+	r.next()
+	p := r.probe("a")
+	r.say("keep %s", p.path)
+	r.say("handover settled") // too late: it is not the one that was asked for
+	r.reload <- unix.SIGHUP
+	r.want("reloading")
+	r.next()
+	p.held()
+	if n := len(r.events); n > 0 {
+		t.Errorf("%s, and the next one is not", <-r.events)
+	}
+	r.say("settled")
+	r.want("settled")
+	p.released()
+}
+
+// TestStopInHandover: who is told to stop while one worker follows another has the next one leave what stands, when it
+// has it.
+func TestStopInHandover(t *testing.T) {
+	r := start(t, "serve", nil)
+	r.next()
+	r.say("settled")
+	r.say("handover later")
+	r.reload <- unix.SIGHUP
+	if told, err := r.lines.ReadString('\n'); err != nil || told != "told\n" {
+		t.Fatalf("%q, %v", told, err)
+	}
+	r.stop()
+	fmt.Fprintln(r.conn, "now")
+	r.next()
+	p := r.probe("a")
+	r.say("keep %s", p.path) // it is not stopped yet
+	fmt.Fprintln(r.conn, "settled")
+	if err := r.end(); err != nil {
+		t.Error(err)
+	}
+	p.released()
 }
 
 // TestRunDirGone: no worker is started where nobody can find it.
@@ -413,7 +503,7 @@ func TestPauses(t *testing.T) {
 	r.say("settled")
 	var last time.Time
 	var pauses []time.Duration
-	for range 4 {
+	for range 5 {
 		last = time.Now()
 		must(t, unix.Kill(r.pid, unix.SIGKILL))
 		r.next()
@@ -424,12 +514,28 @@ func TestPauses(t *testing.T) {
 			t.Errorf("pauses %v: number %d is below %v", pauses, i, least)
 		}
 	}
-	r.reload <- unix.SIGHUP // no failure
-	last = time.Now()
-	r.next()
-	if pause := time.Since(last); pause > pauses[3] {
-		t.Errorf("a reload takes %v", pause)
+	for range pauses {
+		<-r.log.failed
 	}
+	r.reload <- unix.SIGHUP // no failure, but the program is tried before
+	r.next()
+	if len(r.log.failed) > 0 { // it is told before the pause
+		t.Error("a reload is a failure, with a pause")
+	}
+	r.want("settled")
+	r.want("reloading")
+
+	must(t, unix.Kill(r.pid, unix.SIGKILL))
+	select {
+	case <-r.log.failed:
+	case <-time.After(patience):
+		t.Fatal("no failure")
+	}
+	r.reload <- unix.SIGHUP // in the pause
+	r.want("reloading")
+	r.next()
+	r.say("settled")
+	r.want("settled")
 }
 
 // TestTake: one run directory has one keeper; the second neither harms the first nor leaves anything open.
@@ -474,6 +580,20 @@ func TestTake(t *testing.T) {
 	if _, err := os.Stat(socket); err != nil {
 		t.Errorf("the socket that was passed: %v", err)
 	}
+	// One that has taken the socket's place, as a service manager does, keeps it.
+	fourth, err := keeper.Take(socket, nil)
+	must(t, err)
+	must(t, os.Remove(socket))
+	other, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
+	must(t, err)
+	defer other.Close()
+	if !fourth.Gone() {
+		t.Error("another's socket is taken for its own")
+	}
+	must(t, fourth.Close())
+	if _, err := os.Stat(socket); err != nil {
+		t.Errorf("the socket of another: %v", err)
+	}
 	wrong, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, "other.sock"), Net: "unix"})
 	must(t, err)
 	if _, err := keeper.Take(socket, wrong); err == nil || !strings.Contains(err.Error(), "must be "+socket) {
@@ -485,6 +605,30 @@ func TestTake(t *testing.T) {
 	}
 }
 
+// TestTakeFromEnding: a daemon that nobody finds any more is about to end, and is waited for.
+func TestTakeFromEnding(t *testing.T) {
+	dir := newDir(t)
+	socket := filepath.Join(dir, "mldd.sock")
+	lock := func() {
+		t.Helper()
+		f, err := os.OpenFile(filepath.Join(dir, "mldd.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+		must(t, err)
+		must(t, unix.Flock(int(f.Fd()), unix.LOCK_EX))
+		time.AfterFunc(50*time.Millisecond, func() { f.Close() })
+	}
+	lock()
+	place, err := keeper.Take(socket, nil)
+	must(t, err)
+	must(t, place.Close())
+
+	passed, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
+	must(t, err)
+	lock()
+	place, err = keeper.Take(socket, passed)
+	must(t, err)
+	must(t, place.Close())
+}
+
 func descriptors(t testing.TB) int {
 	t.Helper()
 	entries, err := os.ReadDir("/proc/self/fd")
@@ -494,13 +638,17 @@ func descriptors(t testing.TB) int {
 
 // lockedBuffer is a log that is read while it is written.
 type lockedBuffer struct {
-	mu   sync.Mutex
-	text strings.Builder
+	failed chan struct{} // a worker, as it says
+	mu     sync.Mutex
+	text   strings.Builder
 }
 
 func (b *lockedBuffer) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if strings.Contains(string(p), "worker ended") {
+		b.failed <- struct{}{}
+	}
 	return b.text.Write(p)
 }
 

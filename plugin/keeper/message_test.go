@@ -77,3 +77,23 @@ func TestMessages(t *testing.T) {
 		t.Errorf("%v, want the end", err)
 	}
 }
+
+// A keeper that somebody has stopped takes nothing, and who tells it something does not wait for ever.
+func TestTellStopped(t *testing.T) {
+	t.Parallel()
+	ours, theirs, err := pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ours.Close()
+	defer theirs.Close()
+	w := &Worker{conn: ours}
+	for range 1 << 20 {
+		if err = w.Drop(1); err != nil {
+			break
+		}
+	}
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("%v, want %v", err, os.ErrDeadlineExceeded)
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -68,14 +69,24 @@ func Connect() (*Worker, error) {
 // Keep has the keeper hold a duplicate of a descriptor.
 func (w *Worker) Keep(fd int) (id uint64, err error) {
 	id = w.last.Add(1)
-	return id, send(w.conn, message{opKeep, id}, fd)
+	return id, w.tell(message{opKeep, id}, fd)
 }
 
 // Drop has the keeper close what it holds as id.
-func (w *Worker) Drop(id uint64) error { return send(w.conn, message{opDrop, id}, -1) }
+func (w *Worker) Drop(id uint64) error { return w.tell(message{opDrop, id}, -1) }
 
 // Settled has the keeper close what it holds of the workers before.
-func (w *Worker) Settled() error { return send(w.conn, message{opSettled, 0}, -1) }
+func (w *Worker) Settled() error { return w.tell(message{opSettled, 0}, -1) }
+
+// tellTimeout is how long the keeper may take nothing. It always reads, unless somebody has stopped it.
+const tellTimeout = 5 * time.Second
+
+func (w *Worker) tell(m message, fd int) error {
+	if err := w.conn.SetWriteDeadline(time.Now().Add(tellTimeout)); err != nil {
+		return err
+	}
+	return send(w.conn, m, fd)
+}
 
 // Wait returns when the keeper has gone.
 func (w *Worker) Wait() {

@@ -4,8 +4,10 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
@@ -31,6 +33,7 @@ func main() {
 	runDir := flags.String("run-dir", api.DefaultRunDir, "`directory` of the socket, the lock and the state files")
 	maxGroups := flags.Int("max-groups", daemon.DefaultMaxGroups, "how many groups an attachment may declare, at least 1")
 	maxSources := flags.Int("max-sources", daemon.DefaultMaxSources, "how many sources the groups of an attachment may have together, at least 1")
+	maxJoined := flags.Int("max-joined", daemon.DefaultMaxJoined, "how many multicast addresses and sources the programs of a container may have joined before its interface is given back to the kernel, at least 1")
 	metrics := flags.String("metrics", "", "serve metrics for Prometheus at `address`, which is HOST:PORT or the path of a unix socket, to anybody who connects")
 	logLevel := slog.LevelInfo
 	flags.TextVar(&logLevel, "log-level", slog.LevelInfo, "log messages of this `level` and above: debug, info, warn, error")
@@ -48,8 +51,14 @@ func main() {
 	case flags.NArg() > 0:
 		fmt.Fprintf(os.Stderr, "mldd: unexpected argument %q\n", flags.Arg(0))
 		os.Exit(exitUsage)
-	case *maxGroups < 1 || *maxSources < 1:
-		fmt.Fprintf(os.Stderr, "mldd: --max-groups %d, --max-sources %d: must be at least 1\n", *maxGroups, *maxSources)
+	case *maxGroups < 1 || *maxSources < 1 || *maxJoined < 1:
+		fmt.Fprintf(os.Stderr, "mldd: --max-groups %d, --max-sources %d, --max-joined %d: must be at least 1\n", *maxGroups, *maxSources, *maxJoined)
+		os.Exit(exitUsage)
+	case !filepath.IsAbs(*runDir):
+		fmt.Fprintf(os.Stderr, "mldd: --run-dir %q: must be an absolute path such as %s\n", *runDir, api.DefaultRunDir)
+		os.Exit(exitUsage)
+	case !isMetricsAddress(*metrics):
+		fmt.Fprintf(os.Stderr, "mldd: --metrics %q: %s\n", *metrics, metricsRule)
 		os.Exit(exitUsage)
 	}
 	if *printVersion {
@@ -57,7 +66,11 @@ func main() {
 		return
 	}
 
-	logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: logLevel}))
+	var log io.Writer = os.Stderr
+	if *selfStarted {
+		log = selfLog(api.LogPath(*runDir))
+	}
+	logger := slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: logLevel}))
 	if keeper.IsWorker() {
 		os.Exit(work(daemon.Config{
 			RunDir:      *runDir,
@@ -65,6 +78,7 @@ func main() {
 			Version:     version,
 			MaxGroups:   *maxGroups,
 			MaxSources:  *maxSources,
+			MaxJoined:   *maxJoined,
 			Logger:      logger,
 		}, *metrics))
 	}

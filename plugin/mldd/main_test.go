@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containernetworking/cni/pkg/types"
 	"golang.org/x/sys/unix"
 
 	"github.com/seed-aaab8e3a/cni-mld/mld"
@@ -73,8 +74,10 @@ func TestFlags(t *testing.T) {
 		{[]string{"-log-level", "loud"}, exitUsage, "loud"},
 		{[]string{"-max-groups", "0"}, exitUsage, "--max-groups 0"},
 		{[]string{"-max-sources", "-1"}, exitUsage, "--max-sources -1"},
+		{[]string{"-max-joined", "0"}, exitUsage, "--max-joined 0"},
+		{[]string{"-metrics", "9469"}, exitUsage, `--metrics "9469": must be HOST:PORT`},
 		{[]string{"start"}, exitUsage, `unexpected argument "start"`},
-		{[]string{"-run-dir", "relative"}, exitFailure, "absolute"},
+		{[]string{"-run-dir", "relative"}, exitUsage, `--run-dir "relative": must be an absolute path`},
 		{[]string{"-run-dir", "/nonexistent/mld"}, exitFailure, "create it"},
 	} {
 		out, err := command(t, lab.Host(), tc.args...).CombinedOutput()
@@ -96,14 +99,24 @@ type process struct {
 // start starts mldd as the plugin does, with some more arguments, and waits until it is ready.
 func start(t *testing.T, args ...string) *process {
 	t.Helper()
+	return startBy(t, func(host *netnslab.Node, dir string) *netnslab.Cmd {
+		return command(t, host, append(args, "-run-dir", dir, "-self-started")...)
+	})
+}
+
+// startBy is start by a command, for a host and a run directory.
+func startBy(t *testing.T, command func(host *netnslab.Node, dir string) *netnslab.Cmd) *process {
+	t.Helper()
 	lab := netnslab.New(t)
 	dir, err := os.MkdirTemp("", "mldd")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	p := &process{t: t, lab: lab, runDir: dir, Cmd: command(t, lab.Host(), append(args, "-run-dir", dir, "-self-started")...)}
-	p.Stderr = &p.stderr
+	p := &process{t: t, lab: lab, runDir: dir, Cmd: command(lab.Host(), dir)}
+	if p.Stderr == nil {
+		p.Stderr = &p.stderr
+	}
 	ready := p.readiness()
 	if err := p.Start(); err != nil {
 		t.Fatal(err)
@@ -147,7 +160,7 @@ func (p *process) call(r *api.Request) *api.Answer {
 	p.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	client, err := api.Dial(ctx, p.runDir)
+	client, err := api.Dial(p.runDir)
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -187,6 +200,58 @@ func TestStatus(t *testing.T) {
 	}
 }
 
+// TestDescriptors: at its limit of open files mldd refuses what is new, saying why, and still does all the rest.
+func TestDescriptors(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
+	t.Cleanup(cancel)
+	p := startBy(t, func(host *netnslab.Node, dir string) *netnslab.Cmd {
+		return host.Command(ctx, "bash", "-c", `ulimit -n 120 && exec -a mldd "$0" -run-dir "$1" -self-started`, self, dir)
+	})
+	add := func(i int) *types.Error {
+		t.Helper()
+		_, pod := p.lab.Veth(p.lab.Node(fmt.Sprintf("x%d", i)), "eth0", p.lab.Node(fmt.Sprintf("c%d", i)), "eth0")
+		client, err := api.Dial(p.runDir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.Close()
+		answer, err := client.Call(ctx, p.request(api.OpAdd, pod.Node(), &api.Settings{
+			MLDVersion: api.MLDVersionAuto, Profile: api.ProfileRFC, KernelReports: api.KernelReportsAuto,
+			Robustness: api.DefaultRobustness, Ready: api.Ready{Wait: api.WaitNone, Timeout: api.Duration(api.DefaultReadyTimeout)},
+		}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return answer.Error
+	}
+	const many = 20
+	var refused *types.Error
+	n := 0
+	for ; refused == nil && n < many; n++ {
+		refused = add(n)
+	}
+	n-- // were not
+	if refused == nil || refused.Code != types.ErrTryAgainLater || !strings.Contains(refused.Msg, "mldd may have 120 descriptors open") || n == 0 {
+		t.Fatalf("after %d attachments: %v", n, refused)
+	}
+	if attached := p.status().Attachments; attached != n {
+		t.Errorf("%d attachments, want %d", attached, n)
+	}
+	p.call(&api.Request{Op: api.OpDel, Attachment: api.Attachment{Network: "lab", ContainerID: "c0", IfName: "eth0"}})
+	netnslab.WaitFor(t, "room for another one", patience, func() (bool, string) {
+		n++
+		err := add(n)
+		return err == nil, fmt.Sprint(err)
+	})
+	if err := p.end(unix.SIGTERM); err != nil {
+		t.Errorf("%v: %s", err, p.stderr.String())
+	}
+}
+
 // TestSecond: the second mldd of a run directory says why it is none, to its starter and in its exit code.
 func TestSecond(t *testing.T) {
 	p := start(t)
@@ -220,7 +285,7 @@ func TestStarterGone(t *testing.T) {
 	}
 	w.Close()
 	netnslab.WaitFor(t, "mldd that serves", patience, func() (bool, string) {
-		client, err := api.Dial(t.Context(), p.runDir)
+		client, err := api.Dial(p.runDir)
 		if err != nil {
 			return false, err.Error()
 		}

@@ -9,27 +9,37 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"strings"
+	"path/filepath"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/net/netutil"
 )
 
 // Bounds of the metrics' server.
 const (
 	metricsTimeout = 30 * time.Second // of reading a request, and of answering it
 	maxScrapes     = 4                // at once
+
+	maxMetricsClients = 32 // connected at once; further ones wait in the backlog
 )
 
-// listenMetrics opens the place where metrics are served: HOST:PORT, or the absolute path of a unix socket, which takes
-// the place of a former one. An empty address means none.
+const metricsRule = "must be HOST:PORT or the absolute path of a unix socket"
+
+// isMetricsAddress tells whether metrics could be served at an address. An empty one means nowhere.
+func isMetricsAddress(address string) bool {
+	_, _, err := net.SplitHostPort(address)
+	return err == nil || address == "" || filepath.IsAbs(address)
+}
+
+// listenMetrics opens the place where metrics are served, a unix socket in the place of a former one.
 func listenMetrics(address string) (l net.Listener, err error) {
 	switch {
 	case address == "":
 		return nil, nil
-	case strings.HasPrefix(address, "/"):
+	case filepath.IsAbs(address):
 		if info, err := os.Lstat(address); err == nil && info.Mode().Type() == fs.ModeSocket {
 			_ = os.Remove(address) // if it cannot be, listening fails and says so
 		}
@@ -38,7 +48,7 @@ func listenMetrics(address string) (l net.Listener, err error) {
 		l, err = net.Listen("tcp", address)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("--metrics %s: must be HOST:PORT or the absolute path of a unix socket, and free: %w", address, err)
+		return nil, fmt.Errorf("--metrics %s: %s, and free: %w", address, metricsRule, err)
 	}
 	return l, nil
 }
@@ -57,7 +67,7 @@ func serveMetrics(ctx context.Context, l net.Listener, c prometheus.Collector, l
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 	defer context.AfterFunc(ctx, func() { _ = s.Close() })()
-	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	if err := s.Serve(netutil.LimitListener(l, maxMetricsClients)); !errors.Is(err, http.ErrServerClosed) {
 		log.Warn("metrics not served any more", "err", err)
 	}
 }

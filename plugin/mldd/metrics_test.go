@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -12,8 +13,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
@@ -136,10 +139,75 @@ func containsAll(list []string, want ...string) bool {
 // TestMetricsAddress: a daemon that cannot serve what it was asked to does not start.
 func TestMetricsAddress(t *testing.T) {
 	lab := netnslab.New(t)
-	for _, address := range []string{"nowhere", "localhost:99999", "/nonexistent/socket"} {
+	for _, address := range []string{"localhost:99999", "/nonexistent/socket"} {
 		out, err := command(t, lab.Host(), "-run-dir", t.TempDir(), "-metrics", address).CombinedOutput()
 		if exitCode(err) != exitFailure || !strings.Contains(string(out), "--metrics "+address+": must be HOST:PORT") {
 			t.Errorf("%s: %v: %s", address, err, out)
 		}
 	}
+}
+
+// TestMetricsConnections: whoever connects, and asks nothing, does not use up the daemon's descriptors.
+func TestMetricsConnections(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "m")
+	l, err := listenMetrics(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		serveMetrics(ctx, l, prometheus.NewGauge(prometheus.GaugeOpts{Name: "one"}), slog.New(slog.DiscardHandler))
+	}()
+	defer func() { stop(); <-served }()
+	dial := func() net.Conn {
+		conn, err := net.Dial("unix", socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+			t.Fatal(err)
+		}
+		return conn
+	}
+	ask := func(conn net.Conn) {
+		t.Helper()
+		if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: mldd\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	answer := func(conn net.Conn) {
+		t.Helper()
+		if n, err := conn.Read(make([]byte, 1000)); n == 0 {
+			t.Fatal(err)
+		}
+	}
+	var silent []net.Conn
+	for range maxMetricsClients {
+		silent = append(silent, dial())
+	}
+	last := silent[len(silent)-1]
+	ask(last)
+	answer(last)
+	more, answered := dial(), make(chan struct{})
+	ask(more)
+	go func() {
+		defer close(answered)
+		if n, err := more.Read(make([]byte, 1)); n == 0 {
+			t.Error(err)
+		}
+	}()
+	for range 100 { // in which it would have had its own answer
+		ask(last)
+		answer(last)
+	}
+	select {
+	case <-answered:
+		t.Errorf("client %d was served", maxMetricsClients+1)
+	default:
+	}
+	silent[0].Close()
+	<-answered
 }

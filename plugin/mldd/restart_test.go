@@ -1,8 +1,10 @@
 package main
 
 import (
+	"bufio"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -107,44 +109,42 @@ func TestWorkerStopped(t *testing.T) {
 	}
 }
 
-// TestNewBinary: a reload takes the program that is at the path now.
-func TestNewBinary(t *testing.T) {
-	lab := netnslab.New(t)
-	dir, err := os.MkdirTemp("", "mldd")
+// ourselves is the program that runs the tests, and is mldd as well.
+func ourselves(t *testing.T) []byte {
+	t.Helper()
+	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	program := filepath.Join(dir, "mldd")
-	install := func() {
-		t.Helper()
-		self, err := os.Executable()
-		if err != nil {
-			t.Fatal(err)
-		}
-		data, err := os.ReadFile(self)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(program+".new", data, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Rename(program+".new", program); err != nil {
-			t.Fatal(err)
-		}
-	}
-	install()
-	p := &process{t: t, lab: lab, runDir: dir, Cmd: lab.Host().Command(t.Context(), program, "-run-dir", dir, "-self-started")}
-	p.Stderr = &p.stderr
-	ready := p.readiness()
-	if err := p.Start(); err != nil {
+	data, err := os.ReadFile(self)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if said := ready(); said != "ready\n" {
-		t.Fatalf("says %q", said)
+	return data
+}
+
+// install puts a program at a path, in place of the one that may run there.
+func install(t *testing.T, path string, program []byte) {
+	t.Helper()
+	if err := os.WriteFile(path+".new", program, 0o755); err != nil {
+		t.Fatal(err)
 	}
+	if err := os.Rename(path+".new", path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestNewBinary: a reload takes the program that is at the path now.
+func TestNewBinary(t *testing.T) {
+	self := ourselves(t)
+	var program string
+	p := startBy(t, func(host *netnslab.Node, dir string) *netnslab.Cmd {
+		program = filepath.Join(dir, "mldd")
+		install(t, program, self)
+		return host.Command(t.Context(), program, "-run-dir", dir, "-self-started")
+	})
 	before := p.status()
-	install()
+	install(t, program, self)
 	file, err := os.Stat(program)
 	if err != nil {
 		t.Fatal(err)
@@ -163,6 +163,67 @@ func TestNewBinary(t *testing.T) {
 	}
 	if err := p.end(unix.SIGTERM); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestBrokenBinary: a reload with a program that cannot be started changes nothing, and says so.
+func TestBrokenBinary(t *testing.T) {
+	lab := netnslab.New(t)
+	dir, err := os.MkdirTemp("", "mldd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	self, program := ourselves(t), filepath.Join(dir, "mldd")
+	install(t, program, self)
+	m := newManager(t, dir)
+	p := &process{t: t, lab: lab, runDir: dir, Cmd: lab.Host().Command(t.Context(), program, "-run-dir", dir)}
+	p.Stderr = &p.stderr
+	p.Env = append(os.Environ(), "NOTIFY_SOCKET="+m.path)
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	m.want("READY=1")
+	_, pod := lab.Veth(lab.Node("peer"), "eth0", lab.Node("c1"), "eth0")
+	pod.LinkLocal()
+	s := p.add(pod.Node(), `"ff05::1:1"`)
+	before := p.status().PID
+	for what, script := range map[string]string{
+		"missing":      "",
+		"exits with 1": "#!/bin/sh\nexit 1\n",
+		"does not end": "#!/bin/sh\nsleep 1000\n",
+	} {
+		if script != "" {
+			install(t, program, []byte(script))
+		} else if err := os.Remove(program); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Process.Signal(unix.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		m.want("RELOADING=1", "MONOTONIC_USEC=")
+		m.want("READY=1")
+		if now := p.status(); now.PID != before || now.Attachments != 1 {
+			t.Errorf("%s: %+v, want the worker %d", what, now, before)
+		}
+		p.call(p.request(api.OpCheck, pod.Node(), s))
+	}
+	install(t, program, self)
+	if err := p.Process.Signal(unix.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	m.want("RELOADING=1")
+	m.want("READY=1")
+	if now := p.status(); now.PID == before || now.Attachments != 1 {
+		t.Errorf("%+v, want another worker than %d", now, before)
+	}
+	if err := p.end(unix.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	for _, cause := range []string{"no such file or directory", "exit status 1", "-version does not end within 5s"} {
+		if log := p.stderr.String(); !strings.Contains(log, cause) || !strings.Contains(log, "path="+program) {
+			t.Errorf("no %q of %s in the log: %s", cause, program, log)
+		}
 	}
 }
 
@@ -237,7 +298,7 @@ func TestService(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	client, err := api.Dial(t.Context(), dir) // before there is a daemon
+	client, err := api.Dial(dir) // before there is a daemon
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -311,4 +372,54 @@ func TestSIGHUP(t *testing.T) {
 	if dones != 1 {
 		t.Errorf("%d Dones, want 1", dones)
 	}
+}
+
+// TestStopInHandover: also who is told to stop while one worker follows another leaves what is declared.
+func TestStopInHandover(t *testing.T) {
+	p := start(t)
+	peer, pod := p.lab.Veth(p.lab.Node("peer"), "eth0", p.lab.Node("c1"), "eth0")
+	pod.LinkLocal()
+	_, down := p.lab.Veth(p.lab.Node("peer2"), "eth0", p.lab.Node("c2"), "eth0", netnslab.Down)
+	c := peer.Capture(netnslab.MLD)
+	s := p.add(pod.Node(), `{"group": "ff05::1:1", "deliver": false}`)
+
+	watch, err := net.Dial("unix", api.SocketPath(p.runDir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer watch.Close()
+	if err := watch.SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(watch, `{"v":1,"op":"watch"}`+"\n"); err != nil {
+		t.Fatal(err)
+	}
+	events := bufio.NewReader(watch)
+	if answer, err := events.ReadString('\n'); err != nil {
+		t.Fatalf("%q, %v", answer, err)
+	}
+	waits := *s // for what does not come, and holds the handover up
+	waits.Ready.Timeout = api.Duration(3 * time.Second)
+	refused := make(chan error, 1)
+	go func() {
+		_, err := api.Exchange(t.Context(), p.runDir, p.request(api.OpAdd, down.Node(), &waits))
+		refused <- err
+	}()
+	netnslab.WaitFor(t, "ADD that waits", patience, func() (bool, string) {
+		now := p.status()
+		return now.Attachments == 2, fmt.Sprintf("%+v", now)
+	})
+	if err := p.Process.Signal(unix.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, events); err != nil { // ends with the watch
+		t.Fatal(err)
+	}
+	if err := p.end(unix.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	if err := <-refused; err == nil || !strings.Contains(err.Error(), "not ready after 3s") {
+		t.Errorf("the ADD that waits: %v", err)
+	}
+	c.Wait(patience, "Done", about(mld.TypeDone, declared))
 }

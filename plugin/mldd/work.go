@@ -5,6 +5,8 @@ import (
 	"errors"
 	"os"
 	"os/signal"
+	"runtime"
+	"runtime/debug"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -71,8 +73,16 @@ func open(cfg daemon.Config, w *keeper.Worker) (*daemon.Daemon, error) {
 			cfg.Logger.Warn("keeper not told", "err", err)
 		}
 	}
+	cfg.Calm = giveBack
 	if cfg.SelfStarted {
 		cfg.IdleExit = idleExit
 	}
 	return daemon.New(cfg)
+}
+
+// giveBack returns the memory that a burst of requests has taken, which Go would keep for the next one. Two collections
+// make the stacks small again, too, of which there are some for each interface.
+func giveBack() {
+	runtime.GC()
+	debug.FreeOSMemory()
 }

@@ -70,7 +70,7 @@ func (p *place) parse(cmd *cobra.Command, args []string) error {
 	case len(args) > 1 || named != 1:
 		return usageError("name one of NETNS, --pid and --host")
 	case cmd.Flags().Changed("pid") && p.pid < 1:
-		return usageError("--pid %d: not the number of a process", p.pid)
+		return usageError("--pid %d: not the number of a process: these begin with 1", p.pid)
 	case p.host != "" && cmd.Flags().Changed("interface"):
 		return usageError("--host %s names the interface already: leave --interface out", p.host)
 	case p.host != "":
@@ -100,20 +100,51 @@ func (p *place) attachment() api.Attachment {
 	a := api.Attachment{Network: network, IfName: p.ifname}
 	switch {
 	case p.host != "":
-		a.ContainerID = "host"
+		a.ContainerID = hostID
 	case p.pid != 0:
-		a.ContainerID = "pid-" + strconv.Itoa(p.pid)
+		a.ContainerID = pidPrefix + strconv.Itoa(p.pid)
 	default:
 		a.ContainerID = containerID(p.path())
 	}
 	return a
 }
 
+// explain says in the words of the command line what the daemon has said in those of CNI.
+func (p *place) explain(err error) error {
+	fault, ok := errors.AsType[*types.Error](err)
+	if !ok {
+		return err
+	}
+	named, ifname, where := p.netns, "--interface "+p.ifname, " in "+p.netns
+	switch {
+	case p.host != "":
+		named, ifname, where = "--host "+p.host, "--host "+p.host, " in the namespace of mldctl"
+	case p.pid != 0:
+		named = fmt.Sprintf("--pid %d", p.pid)
+		where = " in the namespace of " + named
+	}
+	told := *fault
+	told.Msg = strings.NewReplacer(
+		fmt.Sprintf("CNI_IFNAME: %q: not found in %s", p.ifname, p.path()), ifname+": no such interface"+where,
+		fmt.Sprintf("CNI_NETNS: %q: is the host's namespace: a container's own is needed", p.path()),
+		named+": is the host's namespace: name a container's, or an interface of the host with --host",
+		fmt.Sprintf("CNI_NETNS: %q", p.path()), named,
+		"ready.wait ", "--ready ",
+	).Replace(told.Msg)
+	return &told
+}
+
+// The container ID of the host, and how that of a process begins.
+const (
+	hostID    = "host"
+	pidPrefix = "pid-"
+)
+
 // containerID is the name of a namespace in /run/netns. Any other path, and a name that may not be or looks like
 // something else, is made one, with a sum of the path, so that no two have the same.
 func containerID(path string) string {
 	name, named := strings.CutPrefix(strings.TrimPrefix(path, "/var"), namedNetns+"/")
-	taken := name == "host" || strings.HasPrefix(name, "pid-") || strings.HasPrefix(name, "path-")
+	taken := name == hostID || strings.HasPrefix(name, pidPrefix) || strings.HasPrefix(name, "path-")
 	valid := api.Attachment{Network: network, ContainerID: name, IfName: "eth0"}.Validate() == nil
 	if named && valid && !taken && len(name) <= maxName {
 		return name
@@ -139,14 +170,16 @@ func (t *tool) attach() *cobra.Command {
 		Use:   "attach " + placeUse + " [--interface NAME] [--group GROUP]...",
 		Short: "Attach an interface that no CNI runtime manages",
 		Long: `attach starts a listener on an interface, as the CNI plugin does for the containers of a CNI runtime. It is for
-everybody else: Docker, Podman 5, systemd-nspawn, and network namespaces made by hand.
+everybody else: Docker, Podman 5, systemd-nspawn, and network namespaces made by hand. Unlike the plugin it
+starts no daemon: "systemctl start mldd" before, or "/opt/cni/bin/mldd &".
 
 NETNS is a name in /run/netns, or a path. The attachment belongs to the network "mldctl" and ends with detach, or with
-the interface. Attached again, it is brought to the new settings. Without groups the listener speaks for the
-applications alone. The flags are the keys of the plugin's configuration, see mld(5).
+the interface. Attached again, it is brought to the new settings, and where that fails it stands with the former ones.
+Without groups the listener speaks for the applications alone. The flags are keys of the plugin's configuration, see
+mld(5).
 
 If the groups are not forwarded within --timeout, the interface is attached all the same: then standard error says
-what is missing, and the exit code is 1. It is an error, and nothing is attached, if --ready was mdb or report.
+what is missing, and the exit code is 1. It is an error, and everything is as before, if --ready was mdb or report.
 
 With --json: {"attachment": {"network", "containerID", "ifname"}, "degraded": ...}, the last one if need be.`,
 		Example: `  mldctl attach blue --group ff05::4321
@@ -189,7 +222,7 @@ func (t *tool) runAttach(ctx context.Context, stdout, stderr io.Writer, p *place
 	defer r.HostNetns.Close()
 	answer, err := t.request(ctx, r, time.Duration(s.Ready.Timeout))
 	if err != nil {
-		return err
+		return p.explain(err)
 	}
 	if t.json {
 		if err := printJSON(stdout, attachDocument{r.Attachment, answer.Degraded}); err != nil {
@@ -205,7 +238,7 @@ func (t *tool) runAttach(ctx context.Context, stdout, stderr io.Writer, p *place
 
 // request sends a request that may take a while.
 func (t *tool) request(ctx context.Context, r *api.Request, while time.Duration) (*api.Answer, error) {
-	c, err := t.dial(ctx)
+	c, err := t.dial()
 	if err != nil {
 		return nil, err
 	}
@@ -220,8 +253,10 @@ func (t *tool) detach() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "detach " + placeUse + " [--interface NAME]",
 		Short: "Detach what attach has attached",
-		Long: `detach takes back what attach has done, named in the same way. What is not attached is no error, and neither
-is a namespace or process that is gone.
+		Long: `detach takes back what attach has done, named in the same way. A namespace or process that is gone may be named
+as well; what was attached there has been detached by then, unless mldd has not noticed its end.
+
+The exit code is 1 if nothing is attached under this name.
 
 With --json: {"attachment": {"network", "containerID", "ifname"}}.`,
 		Example: "  mldctl detach blue\n  mldctl detach --pid 4711",
@@ -230,8 +265,12 @@ With --json: {"attachment": {"network", "containerID", "ifname"}}.`,
 				return err
 			}
 			r := &api.Request{Op: api.OpDel, Attachment: p.attachment()}
-			if _, err := t.request(cmd.Context(), r, 0); err != nil {
+			answer, err := t.request(cmd.Context(), r, 0)
+			if err != nil {
 				return err
+			}
+			if answer.Unknown {
+				return fmt.Errorf("%v: nothing is attached under this name: see mldctl status --network %s", r.Attachment, network)
 			}
 			if t.json {
 				return printJSON(cmd.OutOrStdout(), attachDocument{Attachment: r.Attachment})
@@ -240,6 +279,11 @@ With --json: {"attachment": {"network", "containerID", "ifname"}}.`,
 		},
 	}
 	p.flags(cmd)
+	byHand := func() api.Attachment { return api.Attachment{Network: network} }
+	onInterface := func() api.Attachment { return api.Attachment{Network: network, IfName: p.ifname} }
+	cmd.ValidArgsFunction = t.complete(onInterface, netnsOf)
+	t.completeFlags(cmd, onInterface, map[string]func(*api.AttachmentStatus) string{"pid": pidOf})
+	t.completeFlags(cmd, byHand, map[string]func(*api.AttachmentStatus) string{"host": hostOf, "interface": ifnameOf})
 	return cmd
 }
 
@@ -314,9 +358,27 @@ func (s *settings) parse(cmd *cobra.Command) (*api.Settings, error) {
 	if err != nil {
 		var fault *types.Error
 		if errors.As(err, &fault) {
-			return nil, usageError("%v", fault.Msg)
+			return nil, usageError("%s", byFlag(fault.Msg))
 		}
 		return nil, err
 	}
 	return parsed, nil
+}
+
+// flagOf is the flag for each key of the configuration that errors begin with.
+var flagOf = map[string]string{
+	"groups": "group", "mldVersion": "mld-version", "profile": "profile", "kernelReports": "kernel-reports",
+	"robustness": "robustness", "unsolicitedReportInterval": "unsolicited-report-interval", "alwaysDone": "always-done",
+	"ready.wait": "ready", "ready.timeout": "timeout",
+}
+
+// byFlag names the flag in an error that names a key of the configuration: "groups[0]: ...".
+func byFlag(text string) string {
+	key, rest, _ := strings.Cut(text, ": ")
+	key, _, _ = strings.Cut(key, "[")
+	flag, ok := flagOf[key]
+	if !ok {
+		return text
+	}
+	return "--" + flag + " " + rest
 }

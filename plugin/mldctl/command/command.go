@@ -7,9 +7,12 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
+	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
 )
@@ -17,13 +20,13 @@ import (
 // Exit codes.
 const (
 	exitFine     = 0
-	exitFailure  = 1 // something is degraded or disagrees, or a request was refused or failed
+	exitFailure  = 1 // as below
 	exitUsage    = 2
 	exitNoDaemon = 3
 )
 
-const exitCodes = `Exit codes: 0 all is fine; 1 something is degraded or disagrees, or a request was refused or failed;
-2 the command line is wrong; 3 no daemon answers.`
+const exitCodes = `Exit codes: 0 all is fine; 1 something is degraded or disagrees, what was asked for is not there,
+or a request was refused or failed; 2 the command line is wrong; 3 no daemon answers.`
 
 // patience is how long a daemon may take to answer, beside what it was asked to wait for.
 const patience = 30 * time.Second
@@ -32,13 +35,31 @@ const patience = 30 * time.Second
 var errFault = errors.New("something is degraded or disagrees")
 
 // errNoDaemon is wrapped by the errors of a daemon that does not run, or has gone.
-var errNoDaemon = errors.New("is mldd running, and is this its --run-dir?")
+var errNoDaemon = errors.New("is mldd running, and is this its --run-dir? to start it: systemctl start mldd, or /opt/cni/bin/mldd &")
 
-// errUsage is wrapped by the errors of a wrong command line.
-var errUsage = errors.New("see mldctl --help")
+// A wrongUsage says what is wrong with a command line.
+type wrongUsage struct{ error }
 
 func usageError(format string, args ...any) error {
-	return fmt.Errorf("%w: %w", fmt.Errorf(format, args...), errUsage)
+	return wrongUsage{fmt.Errorf(format, args...)}
+}
+
+// flagError says which value a flag has not, and what the flag is for, in place of what a parser of numbers says.
+func flagError(_ *cobra.Command, err error) error {
+	invalid, ok := errors.AsType[*pflag.InvalidValueError](err)
+	if !ok {
+		return err
+	}
+	flag := invalid.GetFlag()
+	rule := "not a whole number"
+	switch {
+	case flag.Value.Type() == "bool":
+		rule = "neither true nor false"
+	case errors.Is(err, strconv.ErrRange):
+		rule = "too large a number"
+	}
+	_, meaning := pflag.UnquoteUsage(flag)
+	return fmt.Errorf("--%s %s: %s: %s", flag.Name, api.Cut(invalid.GetValue()), rule, meaning)
 }
 
 // A tool is what the commands share.
@@ -47,6 +68,7 @@ type tool struct {
 	runDir  string
 	json    bool
 	begun   bool // the command line was in order
+	glance  time.Duration
 	now     func() time.Time
 }
 
@@ -54,12 +76,12 @@ type tool struct {
 func New(version string) *cobra.Command {
 	root, _ := newRoot(version)
 	root.InitDefaultHelpCmd()
-	root.InitDefaultCompletionCmd()
+	addCompletion(root)
 	return root
 }
 
 func newRoot(version string) (*cobra.Command, *tool) {
-	t := &tool{version: version, now: time.Now}
+	t := &tool{version: version, glance: glance, now: time.Now}
 	root := &cobra.Command{
 		Use:   "mldctl",
 		Short: "Look into mldd, the MLD listeners of this host's containers",
@@ -70,15 +92,31 @@ are wanted, reported and forwarded there, and what happens. It also attaches int
 		Args:          cobra.NoArgs,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		PersistentPreRun: func(*cobra.Command, []string) {
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			if !filepath.IsAbs(t.runDir) {
+				return usageError("--run-dir %q: must be an absolute path such as %s", t.runDir, api.DefaultRunDir)
+			}
 			t.begun = true
+			return nil
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.PersistentFlags().StringVar(&t.runDir, "run-dir", api.DefaultRunDir, "run `directory` of mldd")
 	root.PersistentFlags().BoolVar(&t.json, "json", false, "print JSON: one document, or an object in each line for what goes on")
+	root.SetFlagErrorFunc(flagError)
 	root.AddCommand(t.status(), t.groups(), t.watch(), t.attach(), t.detach(), t.versions())
 	return root, t
+}
+
+// addCompletion adds cobra's command, which writes to where root does by then. As cobra makes it, it answers a shell that
+// it does not know with its help, and all is fine.
+func addCompletion(root *cobra.Command) {
+	root.InitDefaultCompletionCmd()
+	for _, c := range root.Commands() {
+		if c.Name() == "completion" {
+			c.RunE = root.RunE
+		}
+	}
 }
 
 // Run runs mldctl with some arguments and returns its exit code.
@@ -91,31 +129,28 @@ func (t *tool) run(ctx context.Context, root *cobra.Command, args []string, stdo
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(ctx)
+	addCompletion(root)
+	cmd, err := root.ExecuteContextC(ctx)
+	_, wrong := errors.AsType[wrongUsage](err)
 	switch {
 	case err == nil:
 		return exitFine
 	case errors.Is(err, errFault):
 		return exitFailure
-	case !t.begun: // what cobra itself finds wrong has no type
-		fmt.Fprintf(stderr, "mldctl: %v: %v\n", err, errUsage)
+	case wrong, !t.begun: // what cobra itself finds wrong has no type
+		fmt.Fprintf(stderr, "mldctl: %v: see %s --help\n", err, cmd.CommandPath())
 		return exitUsage
 	}
 	fmt.Fprintf(stderr, "mldctl: %v\n", err)
-	switch {
-	case errors.Is(err, errUsage):
-		return exitUsage
-	case errors.Is(err, errNoDaemon):
+	if errors.Is(err, errNoDaemon) || errors.Is(err, context.DeadlineExceeded) {
 		return exitNoDaemon
 	}
 	return exitFailure
 }
 
 // dial connects to the daemon.
-func (t *tool) dial(ctx context.Context) (*api.Client, error) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	c, err := api.Dial(ctx, t.runDir)
+func (t *tool) dial() (*api.Client, error) {
+	c, err := api.Dial(t.runDir)
 	return c, exchangeError(err)
 }
 
@@ -162,10 +197,14 @@ func withHost(r *api.Request) (err error) {
 }
 
 // filters adds the flags that choose attachments.
-func filters(cmd *cobra.Command, a *api.Attachment) {
+func (t *tool) filters(cmd *cobra.Command, a *api.Attachment) {
 	cmd.Flags().StringVar(&a.Network, "network", "", "only this `network`")
 	cmd.Flags().StringVar(&a.ContainerID, "container", "", "only containers whose ID begins with `id`")
 	cmd.Flags().StringVar(&a.IfName, "interface", "", "only interfaces of this `name` in their container")
+	t.completeFlags(cmd, func() api.Attachment { return *a }, map[string]func(*api.AttachmentStatus) string{
+		"network": networkOf, "container": containerOf, "interface": ifnameOf,
+	})
+	cmd.ValidArgsFunction = cobra.NoFileCompletions
 }
 
 // printJSON prints a document.

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/google/go-cmp/cmp"
+	"github.com/spf13/cobra"
 
 	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
 )
@@ -25,13 +27,16 @@ var now = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 // A daemon that says what a test wants.
 type daemon struct {
 	testing.TB
-	runDir string
-	begun  chan struct{} // a request was answered
+	runDir   string
+	listener net.Listener
+	begun    chan struct{} // some requests were answered
 
 	mu      sync.Mutex
 	answer  api.Answer           // to everything but status
 	lines   []*api.Line          // after it
-	request func(r *api.Request) // looks at the request
+	request func(r *api.Request) // looks at the request, with mu held
+	hangUp  bool                 // after the lines of a watch
+	replace bool                 // after each answer, by the next worker
 }
 
 func (d *daemon) setAnswer(a api.Answer)      { d.mu.Lock(); defer d.mu.Unlock(); d.answer = a }
@@ -52,7 +57,7 @@ func newDaemon(t testing.TB) *daemon {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &daemon{TB: t, runDir: dir, begun: make(chan struct{}, 8)}
+	d := &daemon{TB: t, runDir: dir, listener: l, begun: make(chan struct{}, 8)}
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -76,11 +81,11 @@ func (d *daemon) serve(conn *net.UnixConn) {
 			return
 		}
 		d.mu.Lock()
-		answer, lines, look := d.answer, d.lines, d.request
-		d.mu.Unlock()
-		if look != nil {
-			look(r)
+		if d.request != nil {
+			d.request(r)
 		}
+		answer, lines, hangUp := d.answer, d.lines, d.replace || d.hangUp && r.Op == api.OpWatch
+		d.mu.Unlock()
 		r.Close()
 		if r.Op == api.OpStatus {
 			answer = api.Answer{Status: &api.Status{Version: "v1.2", Binary: "/usr/sbin/mldd", PID: 42, KeeperPID: 41,
@@ -101,7 +106,13 @@ func (d *daemon) serve(conn *net.UnixConn) {
 				return
 			}
 		}
-		d.begun <- struct{}{}
+		if hangUp {
+			return
+		}
+		select {
+		case d.begun <- struct{}{}:
+		default: // nobody waits
+		}
 	}
 }
 
@@ -109,6 +120,9 @@ func (d *daemon) serve(conn *net.UnixConn) {
 func (d *daemon) run(ctx context.Context, args ...string) (stdout, stderr string, code int) {
 	root, t := newRoot("v1.0")
 	t.now = func() time.Time { return now }
+	if d.listener != nil { // and answers, however late
+		t.glance = patience
+	}
 	var out, complaint bytes.Buffer
 	code = t.run(ctx, root, append([]string{"--run-dir", d.runDir}, args...), &out, &complaint)
 	return out.String(), complaint.String(), code
@@ -134,9 +148,13 @@ var (
 func TestStatus(t *testing.T) {
 	d := newDaemon(t)
 	d.want(exitFine, `
-mldd v1.2, process 42 of 41, /usr/sbin/mldd in net:[1], cgroup /system.slice/mldd.service
+mldd v1.2, worker 42, keeper 41, /usr/sbin/mldd in net:[1], cgroup /system.slice/mldd.service
 no attachments
 `, "status")
+	d.want(exitFailure, `
+mldd v1.2, worker 42, keeper 41, /usr/sbin/mldd in net:[1], cgroup /system.slice/mldd.service
+no attachments
+`, "status", "--network", "none")
 	ready := &api.AttachmentStatus{
 		Attachment: c1, Interface: at, Since: now.Add(-3 * time.Hour), State: api.StateReady, KernelReports: "mute", MLDVersion: 2,
 		Robustness: 2, Source: addr("fe80::1"), Declared: 3, Wanted: 7, Reported: 5,
@@ -145,7 +163,7 @@ no attachments
 	}
 	d.setLines(&api.Line{Attachment: ready})
 	d.want(exitFine, `
-mldd v1.2, process 42 of 41, /usr/sbin/mldd in net:[1], cgroup /system.slice/mldd.service
+mldd v1.2, worker 42, keeper 41, /usr/sbin/mldd in net:[1], cgroup /system.slice/mldd.service
 NETWORK  CONTAINER  INTERFACE  STATE  SINCE  MLD  KERNEL  QUERIER   HEARD  DECLARED  REPORTED  BRIDGE  PORT   REASON
 lab      c1         eth0       ready  3h     v2   mute    fe80::99  20s    3         5/7       cni0    veth1
 `, "status")
@@ -153,15 +171,19 @@ lab      c1         eth0       ready  3h     v2   mute    fe80::99  20s    3    
 	renamed.Name = "net1"
 	d.setLines(&api.Line{Attachment: ready}, &api.Line{Attachment: &api.AttachmentStatus{
 		Attachment: long, Interface: renamed, Since: now.Add(-50 * time.Hour), State: api.StateDegraded, Reason: "the link is down",
-		KernelReports: "keep", MLDVersion: 1,
+		KernelReports: "keep", MLDVersion: 1, VersionReason: "querier fe80::99 asks in MLDv1", VersionUntil: now.Add(150*time.Second + 300*time.Millisecond),
+	}}, &api.Line{Attachment: &api.AttachmentStatus{
+		Attachment: c1, Interface: at, Since: now.Add(-90 * time.Second), State: api.StateReady, KernelReports: "mute",
+		MLDVersion: 1, VersionReason: "mldVersion is 1", BridgeReason: "bridge not seen",
 	}}, &api.Line{Attachment: &api.AttachmentStatus{
 		Attachment: c1, Interface: at, Since: now.Add(-90 * time.Second), State: api.StateEnded, Reason: "interface is gone",
 	}})
 	d.want(exitFailure, `
-mldd v1.2, process 42 of 41, /usr/sbin/mldd in net:[1], cgroup /system.slice/mldd.service
+mldd v1.2, worker 42, keeper 41, /usr/sbin/mldd in net:[1], cgroup /system.slice/mldd.service
 NETWORK  CONTAINER      INTERFACE  STATE     SINCE  MLD  KERNEL  QUERIER   HEARD  DECLARED  REPORTED  BRIDGE  PORT   REASON
 lab      c1             eth0       ready     3h     v2   mute    fe80::99  20s    3         5/7       cni0    veth1
-lab      0123456789abc  eth0=net1  degraded  2d     v1   keep    -         -      0         0/0       -       -      the link is down
+lab      0123456789abc  eth0=net1  degraded  2d     v1   keep    -         -      0         0/0       -       -      the link is down; MLDv1 for 2m30s more: querier fe80::99 asks in MLDv1
+lab      c1             eth0       ready     1m     v1   mute    -         -      0         0/0       -       -      MLDv1: mldVersion is 1; bridge not seen
 lab      c1             eth0       ended     1m     -    -       -         -      0         -         -       -      interface is gone
 `, "status")
 }
@@ -169,6 +191,8 @@ lab      c1             eth0       ended     1m     -    -       -         -    
 func TestGroups(t *testing.T) {
 	d := newDaemon(t)
 	d.want(exitFine, "no groups\n", "groups")
+	d.want(exitFailure, "no groups\n", "groups", "--container", "none")
+	d.want(exitFailure, "no groups\n", "groups", "ff05::9999")
 	row := func(g api.GroupStatus) *api.Line {
 		g.Interface, g.Attachments = at, []api.Attachment{c1}
 		return &api.Line{Group: &g}
@@ -293,6 +317,48 @@ func TestWatch(t *testing.T) {
 	}
 }
 
+// A watch goes on with the next worker, and ends if there is none.
+func TestWatchGoesOn(t *testing.T) {
+	d := newDaemon(t)
+	watches := 0
+	d.setRequest(func(r *api.Request) {
+		if r.Op == api.OpWatch {
+			watches++
+		}
+		d.hangUp = watches < 3
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		for range 3 { // two of them status
+			<-d.begun
+		}
+		cancel()
+	}()
+	_, complaint, code := d.run(ctx, "watch", "--json")
+	line := "mldctl: the worker of mldd was replaced, it is process 42 now: events may be missing\n"
+	if code != exitFine || complaint != line+line {
+		t.Errorf("code %d, %s", code, complaint)
+	}
+	d.setRequest(func(*api.Request) { d.hangUp = true; d.listener.Close() })
+	_, complaint, code = d.run(t.Context(), "watch")
+	if code != exitNoDaemon || !strings.Contains(complaint, "none has followed: ") || strings.Count(complaint, "is mldd running") != 1 {
+		t.Errorf("code %d, %s", code, complaint)
+	}
+}
+
+// A worker that is replaced after an answer takes no other command along.
+func TestReplacedInBetween(t *testing.T) {
+	d := newDaemon(t)
+	d.mu.Lock()
+	d.replace = true
+	d.mu.Unlock()
+	for _, args := range []string{"status", "groups", "version", "detach blue"} {
+		if _, complaint, code := d.run(t.Context(), strings.Fields(args)...); code != exitFine || complaint != "" {
+			t.Errorf("%s: code %d, %s", args, code, complaint)
+		}
+	}
+}
+
 // JSON is one document, with lists that are lists though they are empty.
 func TestJSON(t *testing.T) {
 	d := newDaemon(t)
@@ -307,6 +373,19 @@ func TestJSON(t *testing.T) {
 		var compact bytes.Buffer
 		if err := json.Compact(&compact, []byte(out)); err != nil || code != exitFine || strings.TrimSpace(compact.String()) != want {
 			t.Errorf("%s: code %d, %v, %s\n%s\nwant %s", command, code, err, complaint, out, want)
+		}
+	}
+}
+
+// To detach what is not there has failed, and is said.
+func TestDetachUnknown(t *testing.T) {
+	d := newDaemon(t)
+	d.want(exitFine, "", "detach", "blue")
+	d.setAnswer(api.Answer{Unknown: true})
+	const want = "mldctl: mldctl/blue/eth0: nothing is attached under this name: see mldctl status --network mldctl\n"
+	for _, args := range []string{"detach blue", "detach blue --json"} {
+		if out, complaint, code := d.run(t.Context(), strings.Fields(args)...); code != exitFailure || out != "" || complaint != want {
+			t.Errorf("%s: code %d, %s%s", args, code, out, complaint)
 		}
 	}
 }
@@ -340,6 +419,29 @@ func TestAttachRequest(t *testing.T) {
 	d.setAnswer(api.Answer{Error: types.NewError(api.CodeIPv6Off, "IPv6 is off", "")})
 	if out, complaint, code := d.run(t.Context(), "attach", "--pid", self); code != exitFailure || out != "" || !strings.Contains(complaint, "IPv6 is off") {
 		t.Errorf("refused: code %d, %s%s", code, out, complaint)
+	}
+}
+
+// What the daemon refuses in the words of CNI is said in those of the command line.
+func TestAttachRefused(t *testing.T) {
+	d := newDaemon(t)
+	const self = "/proc/self/ns/net"
+	pid := fmt.Sprint(os.Getpid())
+	for _, tc := range []struct{ args, says, want string }{
+		{self + " --interface eth9", `CNI_IFNAME: "eth9": not found in ` + self, "--interface eth9: no such interface in " + self},
+		{"--host eth9", `CNI_IFNAME: "eth9": not found in ` + self, "--host eth9: no such interface in the namespace of mldctl"},
+		{"--pid " + pid, `CNI_IFNAME: "eth0": not found in /proc/` + pid + "/ns/net", "--interface eth0: no such interface in the namespace of --pid " + pid},
+		{"--pid " + pid, `CNI_NETNS: "/proc/` + pid + `/ns/net": is the host's namespace: a container's own is needed`,
+			"--pid " + pid + ": is the host's namespace: name a container's, or an interface of the host with --host"},
+		{self, `CNI_NETNS: "` + self + `": not a network namespace`, self + ": not a network namespace"},
+		{self, `ready.wait "mdb": not ready`, `--ready "mdb": not ready`},
+		{self, "IPv6 is off", "IPv6 is off"},
+	} {
+		d.setAnswer(api.Answer{Error: types.NewError(types.ErrInvalidEnvironmentVariables, tc.says, "")})
+		_, complaint, code := d.run(t.Context(), append([]string{"attach"}, strings.Fields(tc.args)...)...)
+		if want := "mldctl: " + tc.want + "\n"; code != exitFailure || complaint != want {
+			t.Errorf("attach %s: code %d, %q, want %q", tc.args, code, complaint, want)
+		}
 	}
 }
 
@@ -377,11 +479,135 @@ func TestExitCodes(t *testing.T) {
 		"attach --host lo": exitNoDaemon, "attach nothing-of-this-name": exitFailure, "status x": exitUsage, "x": exitUsage, "--x": exitUsage,
 		"groups x": exitUsage, "groups ff05::1%eth0": exitUsage, "attach": exitUsage, "attach a b": exitUsage, "attach a --pid 1": exitUsage,
 		"attach a --pid x": exitUsage, "attach a --interface a/b": exitUsage, "attach a --profile x": exitUsage, "help": exitFine,
-		"attach a --group {": exitUsage, "completion bash": exitFine, "attach a --timeout 2m": exitUsage,
+		"attach a --group {": exitUsage, "attach a --group ff05::1,ff05::2": exitUsage, "completion bash": exitFine, "attach a --timeout 2m": exitUsage,
+		"completion": exitFine, "completion bsh": exitUsage, "status --run-dir a": exitUsage, "version --run-dir a": exitUsage,
 	} {
 		out, complaint, got := none.run(t.Context(), strings.Fields(args)...)
 		if got != code || (complaint == "") != (code == exitFine) || (out == "") != (code != exitFine) {
 			t.Errorf("mldctl %s: code %d, want %d: %q %q", args, got, code, out, complaint)
+		}
+		if strings.Contains(args, ",") && !strings.Contains(complaint, "in each flag --group") {
+			t.Errorf("mldctl %s: %q", args, complaint)
+		}
+		if code == exitNoDaemon && !strings.Contains(complaint, "to start it: ") {
+			t.Errorf("mldctl %s: %q", args, complaint)
+		}
+	}
+}
+
+// TestSilentDaemon: one that is there and does not answer in time is none that answers.
+func TestSilentDaemon(t *testing.T) {
+	dir := t.TempDir()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: api.SocketPath(dir), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	silent := &daemon{TB: t, runDir: dir}
+	for _, args := range []string{"status", "groups", "attach --host lo", "detach x"} {
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		_, complaint, code := silent.run(ctx, strings.Fields(args)...)
+		cancel()
+		if code != exitNoDaemon || !strings.Contains(complaint, "no worker of mldd answers") {
+			t.Errorf("mldctl %s: code %d, want %d: %q", args, code, exitNoDaemon, complaint)
+		}
+	}
+}
+
+// Attachments are completed with what the daemon knows, which gets the rest of the command line as a filter; where none
+// answers there is nothing, and nothing is said.
+func TestComplete(t *testing.T) {
+	d := newDaemon(t)
+	hand := func(id, ifname, path string) *api.Line {
+		return &api.Line{Attachment: &api.AttachmentStatus{
+			Attachment: api.Attachment{Network: network, ContainerID: id, IfName: ifname}, Interface: api.Interface{Netns: path},
+		}}
+	}
+	byPath := place{netns: "/srv/ns/green", ifname: "eth0"}
+	hands := []*api.Line{hand("blue", "eth0", "/run/netns/blue"), hand("blue", "eth1", "/run/netns/blue"), hand("pid-42", "eth0", "/proc/42/ns/net"),
+		hand("host", "br0", "/proc/self/ns/net"), hand(byPath.attachment().ContainerID, "eth0", byPath.netns)}
+	others := []*api.Line{{Attachment: &api.AttachmentStatus{Attachment: long}}}
+	ids := "blue host " + byPath.attachment().ContainerID + " pid-42"
+	for args, want := range map[string]string{
+		"detach":                           "/srv/ns/green blue; mldctl//eth0",
+		"detach --interface eth1":          "/srv/ns/green blue; mldctl//eth1",
+		"detach --pid":                     "42; mldctl//eth0",
+		"detach --host":                    "br0; mldctl//",
+		"detach --interface":               "br0 eth0 eth1; mldctl//",
+		"groups --network":                 "lab mldctl; //",
+		"watch ff05::1 --container":        long.ContainerID + " " + ids + "; //",
+		"status --network lab --container": long.ContainerID + " " + ids + "; lab//",
+		"groups --container c --interface": "br0 eth0 eth1; /c/",
+	} {
+		var filter api.Attachment
+		d.setRequest(func(r *api.Request) {
+			if filter = r.Attachment; filter.Network == network {
+				d.lines = hands
+			} else {
+				d.lines = slices.Concat(hands, others)
+			}
+		})
+		out, complaint, code := d.run(t.Context(), slices.Concat([]string{"__complete"}, strings.Fields(args), []string{""})...)
+		names, directive, _ := strings.Cut(out, ":4\n")
+		got := strings.Join(strings.Fields(names), " ") + "; " + filter.String()
+		if code != exitFine || got != want || directive != "" || strings.Contains(complaint, "mldctl:") {
+			t.Errorf("%s: code %d, %s%s\n%s\nwant\n%s", args, code, out, complaint, got, want)
+		}
+	}
+	d.setRequest(nil)
+	for _, args := range []string{"groups", "watch", "status"} { // no files
+		if out, _, code := d.run(t.Context(), "__complete", args, ""); code != exitFine || out != ":4\n" {
+			t.Errorf("%s: code %d, %s", args, code, out)
+		}
+	}
+
+	silent := &daemon{TB: t, runDir: t.TempDir()} // it takes no client
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: api.SocketPath(silent.runDir), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for _, d := range []*daemon{silent, {TB: t, runDir: filepath.Join(t.TempDir(), "none")}} {
+		ctx, cancel := context.WithTimeout(t.Context(), patience/2)
+		out, complaint, code := d.run(ctx, "__complete", "detach", "")
+		if code != exitFine || out != ":4\n" || strings.Contains(complaint, "mldd") || ctx.Err() != nil {
+			t.Errorf("no daemon: code %d, %s%s, %v", code, out, complaint, ctx.Err())
+		}
+		cancel()
+	}
+}
+
+// What is wrong with a flag is said by its name, with the value and what helps.
+func TestWrongFlags(t *testing.T) {
+	none := &daemon{TB: t, runDir: filepath.Join(t.TempDir(), "none")}
+	for args, want := range map[string]string{
+		"attach --pid x":                              "--pid x: not a whole number: the network namespace of the process with this number",
+		"attach --pid 0":                              "--pid 0: not the number of a process: these begin with 1",
+		"attach --pid 99999999999999999999":           "--pid 99999999999999999999: too large a number: the network namespace of the process with this number",
+		"attach a --robustness 2x":                    "--robustness 2x: not a whole number: how often a change is reported, 1 to 7",
+		"attach a --robustness 9":                     "--robustness 9: must be from 1 to 7",
+		"attach a --always-done=x":                    "--always-done x: neither true nor false: send a Done on every leave in MLDv1",
+		"attach a --profile x":                        `--profile "x": must be "rfc" or "kame"`,
+		"attach a --mld-version 3":                    `--mld-version "3": must be "auto", 2 or 1`,
+		"attach a --kernel-reports x":                 `--kernel-reports "x": must be "auto", "mute" or "keep"`,
+		"attach a --ready x":                          `--ready "x": must be "auto", "mdb", "report" or "none"`,
+		"attach a --timeout x":                        `--timeout "x": must be a duration such as "1s", more than 0 and at most 1m`,
+		"attach a --unsolicited-report-interval x":    `--unsolicited-report-interval "x": must be a duration such as "10s", more than 0 and at most 1h`,
+		"attach a --group ff05::1 --group ff05::1%%0": `--group "ff05::1%%0": has a zone: leave it out, the interface is the attachment's`,
+		"attach a --nonsense":                         "unknown flag: --nonsense",
+	} {
+		command, _, _ := strings.Cut(args, " ")
+		want = "mldctl: " + want + ": see mldctl " + command + " --help\n"
+		if out, complaint, code := none.run(t.Context(), strings.Fields(args)...); code != exitUsage || complaint != want || out != "" {
+			t.Errorf("mldctl %s: code %d, %s%q\nwant %q", args, code, out, complaint, want)
+		}
+	}
+	// Every key of the configuration that is a flag's is named by it.
+	cmd := &cobra.Command{}
+	(&settings{}).flags(cmd)
+	for key, flag := range flagOf {
+		if cmd.Flags().Lookup(flag) == nil {
+			t.Errorf("%s: no flag --%s", key, flag)
 		}
 	}
 }

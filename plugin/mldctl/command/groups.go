@@ -26,7 +26,8 @@ func (t *tool) groups() *cobra.Command {
 		Use:   "groups [GROUP...]",
 		Short: "Show what is wanted, reported and in the bridge's database, side by side",
 		Long: `groups shows each multicast address of each interface: from which sources it is wanted and by whom, what
-the listener reports, and what the bridge has in its multicast database (MDB) for the container's port.
+the listener reports, and what the bridge has in its multicast database (MDB) for the container's port. Bridges are
+looked for in the network namespace of mldctl.
 
 WANTED names the sources, "any" or "not" some, and in brackets who wants them: kernel is the container's, for the
 applications that have joined and for declared groups that are delivered; a network is an attachment that declares the
@@ -35,7 +36,7 @@ arrive, or soon will not. The other reasons are no faults, for instance a bridge
 
 ff02::1 and the addresses of scope 0 and 1, which are never reported, are left out without --all.
 
-The exit code is 1 if there is a fault.
+The exit code is 1 if there is a fault, or if there is no row of those asked for.
 
 With --json: {"groups": [...]}, as GroupStatus of package plugin/api documents, and the stable codes of the reasons.`,
 		Example: "  mldctl groups\n  mldctl groups ff05::4321 --network lab\n" +
@@ -45,7 +46,8 @@ With --json: {"groups": [...]}, as GroupStatus of package plugin/api documents, 
 			if err != nil {
 				return err
 			}
-			return t.runGroups(cmd.Context(), cmd.OutOrStdout(), r, func(g *api.GroupStatus) bool {
+			asked := len(wanted) > 0 || r.Attachment != (api.Attachment{})
+			return t.runGroups(cmd.Context(), cmd.OutOrStdout(), r, asked, func(g *api.GroupStatus) bool {
 				if len(wanted) > 0 {
 					return slices.Contains(wanted, g.Group)
 				}
@@ -53,7 +55,7 @@ With --json: {"groups": [...]}, as GroupStatus of package plugin/api documents, 
 			})
 		},
 	}
-	filters(cmd, &r.Attachment)
+	t.filters(cmd, &r.Attachment)
 	cmd.Flags().BoolVar(&all, "all", false, "also what is never reported")
 	return cmd
 }
@@ -71,8 +73,8 @@ func parseGroups(args []string) ([]netip.Addr, error) {
 	return groups, nil
 }
 
-func (t *tool) runGroups(ctx context.Context, w io.Writer, r *api.Request, wanted func(*api.GroupStatus) bool) error {
-	c, err := t.dial(ctx)
+func (t *tool) runGroups(ctx context.Context, w io.Writer, r *api.Request, asked bool, wanted func(*api.GroupStatus) bool) error {
+	c, err := t.dial()
 	if err != nil {
 		return err
 	}
@@ -91,7 +93,8 @@ func (t *tool) runGroups(ctx context.Context, w io.Writer, r *api.Request, wante
 	} else {
 		err = printGroups(w, doc.Groups)
 	}
-	if err == nil && slices.ContainsFunc(doc.Groups, faulty) {
+	none := asked && len(doc.Groups) == 0
+	if err == nil && (none || slices.ContainsFunc(doc.Groups, faulty)) {
 		err = errFault
 	}
 	return err

@@ -4,8 +4,10 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -23,14 +25,18 @@ func (t *tool) status() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show the daemon and its attachments",
-		Long: `status shows the daemon, and each attachment with the state of its interface.
+		Long: `status shows the daemon, and each attachment with the state of its interface. Of the daemon's two processes
+it is the keeper that takes signals: to stop, SIGTERM; to replace the worker, SIGHUP.
 
-An attachment is ready, degraded, or has ended; REASON says why. DECLARED counts its own groups, and REPORTED those
-addresses that are reported on its interface, of those that somebody wants there. KERNEL says what becomes of the
+An attachment is ready, degraded, or has ended; REASON says why. It also says why MLDv1 is spoken, and, if a querier
+is the reason, for how long still unless it asks again; and why a bridge is not seen: bridges are looked for in the
+network namespace of mldctl. DECLARED counts its own groups, and REPORTED those
+addresses that are reported on its interface, of those that somebody wants there and that are not exempt, as ff02::1 and
+the addresses of scope 0 and 1 are. KERNEL says what becomes of the
 reports of the container's kernel: mute, they are dropped, for the listener speaks for the kernel as well; keep, they
 are let out. QUERIER is who asked last, and HEARD how long ago.
 
-The exit code is 1 if an attachment is not ready.
+The exit code is 1 if an attachment is not ready, or if there is none of those asked for.
 
 With --json: {"daemon": ..., "attachments": [...]}, as Status and AttachmentStatus of package plugin/api document.`,
 		Example: "  mldctl status\n  mldctl status --network lab --json | jq '.attachments[] | select(.state != \"ready\")'",
@@ -39,22 +45,22 @@ With --json: {"daemon": ..., "attachments": [...]}, as Status and AttachmentStat
 			return t.runStatus(cmd.Context(), cmd.OutOrStdout(), r)
 		},
 	}
-	filters(cmd, &r.Attachment)
+	t.filters(cmd, &r.Attachment)
 	return cmd
 }
 
 func (t *tool) runStatus(ctx context.Context, w io.Writer, r *api.Request) error {
-	c, err := t.dial(ctx)
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	answer, err := t.request(ctx, &api.Request{Op: api.OpStatus}, 0)
+	if err != nil {
+		return err
+	}
+	c, err := t.dial() // again: a worker that is replaced answers who has come, and nothing more
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	answer, err := call(ctx, c, &api.Request{Op: api.OpStatus})
-	if err != nil {
-		return err
-	}
 	doc := statusDocument{Daemon: answer.Status, Attachments: []*api.AttachmentStatus{}}
 	if err := lines(ctx, c, r, func(l *api.Line) { doc.Attachments = append(doc.Attachments, l.Attachment) }); err != nil {
 		return err
@@ -67,6 +73,9 @@ func (t *tool) runStatus(ctx context.Context, w io.Writer, r *api.Request) error
 	if err != nil {
 		return err
 	}
+	if len(doc.Attachments) == 0 && r.Attachment != (api.Attachment{}) {
+		return errFault
+	}
 	for _, a := range doc.Attachments {
 		if a.State != api.StateReady {
 			return errFault
@@ -77,14 +86,14 @@ func (t *tool) runStatus(ctx context.Context, w io.Writer, r *api.Request) error
 
 func (t *tool) printStatus(w io.Writer, doc *statusDocument) error {
 	d := doc.Daemon
-	by := ""
+	who := fmt.Sprintf("process %d", d.PID)
 	if d.KeeperPID != 0 {
-		by = fmt.Sprintf(" of %d", d.KeeperPID)
+		who = fmt.Sprintf("worker %d, keeper %d", d.PID, d.KeeperPID)
 	}
 	if d.SelfStarted {
-		by += ", started by mld"
+		who += ", started by mld"
 	}
-	fmt.Fprintf(w, "mldd %s, process %d%s, %s in %s, cgroup %s\n", d.Version, d.PID, by, d.Binary, d.Netns, cgroupText(d.Cgroup))
+	fmt.Fprintf(w, "mldd %s, %s, %s in %s, cgroup %s\n", d.Version, who, d.Binary, d.Netns, cgroupText(d.Cgroup))
 	if len(doc.Attachments) == 0 {
 		fmt.Fprintln(w, "no attachments")
 		return nil
@@ -104,9 +113,23 @@ func (t *tool) printStatus(w io.Writer, doc *statusDocument) error {
 			bridge, port = b.Name, b.Port
 		}
 		tab.row(a.Network, shortID(a.ContainerID), ifnameText(a.IfName, a.Interface.Name), a.State, age(t.now(), a.Since), mld,
-			a.KernelReports, querier, heard, strconv.Itoa(a.Declared), reported, bridge, port, a.Reason)
+			a.KernelReports, querier, heard, strconv.Itoa(a.Declared), reported, bridge, port, reasonText(t.now(), a))
 	}
 	return tab.print(w)
+}
+
+// reasonText says why an attachment is as it is.
+func reasonText(now time.Time, a *api.AttachmentStatus) string {
+	var mldv1 string
+	if a.MLDVersion == 1 {
+		mldv1 = "MLDv1"
+		if left := a.VersionUntil.Sub(now); left > 0 {
+			mldv1 += fmt.Sprintf(" for %v more", left.Round(time.Second))
+		}
+		mldv1 += ": " + a.VersionReason
+	}
+	reasons := slices.DeleteFunc([]string{a.Reason, mldv1, a.BridgeReason}, func(s string) bool { return s == "" })
+	return strings.Join(reasons, "; ")
 }
 
 // cgroupText is the path in the hierarchy of version 2.

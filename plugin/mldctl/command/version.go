@@ -45,7 +45,7 @@ With --json: {"mldctl": ..., "mldd": ..., "protocol": ...}, without mldd if none
 }
 
 func (t *tool) daemonStatus(ctx context.Context) (*api.Status, error) {
-	c, err := t.dial(ctx)
+	c, err := t.dial()
 	if err != nil {
 		return nil, err
 	}

@@ -22,45 +22,95 @@ func (t *tool) watch() *cobra.Command {
 		Use:   "watch [GROUP...]",
 		Short: "Show what happens, as it happens",
 		Long: `watch prints a line for each event, until it is interrupted: joins and leaves that the kernel tells of,
-what is declared, Queries, what is sent and why, what of the kernel's is dropped, entries of the bridge's database that
-come and go, and changes of the interface and of the version that is spoken.
+what is declared, Queries, what is sent and why, what of the kernel's is dropped, entries that come and go in the database
+of a bridge in the network namespace of mldctl, and changes of the interface and of the version that is spoken.
 
 With groups as arguments, only events about these are printed, and those about no group: General Queries and changes.
 
 With --json: an object in each line, as Event of package plugin/api documents. If events come faster than they are
 read, some are lost, and an event of the kind lost says how many.
 
-Interrupted, the exit code is 0; when the daemon goes away, it is 3.`,
+When the worker of the daemon is replaced, the watch goes on with the next one, and a line on standard error says so:
+events may be missing there. Interrupted, the exit code is 0; when the daemon goes away, it is 3.`,
 		Example: "  mldctl watch\n  mldctl watch ff05::4321 --container 0123abc\n  mldctl watch --json | jq -r 'select(.kind == \"sent\") | .cause'",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			wanted, err := parseGroups(args)
 			if err != nil {
 				return err
 			}
-			return t.runWatch(cmd.Context(), cmd.OutOrStdout(), r, wanted)
+			return t.runWatch(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr(), r, wanted)
 		},
 	}
-	filters(cmd, &r.Attachment)
+	t.filters(cmd, &r.Attachment)
 	return cmd
 }
 
-func (t *tool) runWatch(ctx context.Context, w io.Writer, r *api.Request, wanted []netip.Addr) error {
-	c, err := t.dial(ctx)
+// runWatch prints events, also those of the workers that follow.
+func (t *tool) runWatch(ctx context.Context, w, stderr io.Writer, r *api.Request, wanted []netip.Addr) error {
+	c, err := t.dial()
 	if err != nil {
 		return err
 	}
-	defer c.Close()
+	defer func() { c.Close() }()
 	if err := withHost(r); err != nil {
 		return err
 	}
 	defer r.HostNetns.Close()
+	for {
+		err := t.printEvents(ctx, w, c, r, wanted)
+		if !api.NotRunning(err) {
+			return err
+		}
+		next, pid, nextErr := t.next(ctx)
+		if ctx.Err() != nil { // by the user
+			return nil
+		}
+		if nextErr != nil {
+			return fmt.Errorf("the worker of mldd has gone, and none has followed: %w", nextErr)
+		}
+		c.Close()
+		c = next
+		fmt.Fprintf(stderr, "mldctl: the worker of mldd was replaced, it is process %d now: events may be missing\n", pid)
+	}
+}
+
+// comeback is how long a daemon that has gone may take until it listens again.
+const comeback = 5 * time.Second
+
+// next connects to the worker that follows one that has gone, and tells its process. The keeper lets clients in before
+// that is there, so it has to answer.
+func (t *tool) next(ctx context.Context) (*api.Client, int, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for end := time.Now().Add(comeback); ; {
+		c, err := t.dial()
+		if err == nil {
+			var answer *api.Answer
+			if answer, err = call(ctx, c, &api.Request{Op: api.OpStatus}); err == nil {
+				return c, answer.Status.PID, nil
+			}
+			c.Close()
+		}
+		if !api.NotRunning(err) || time.Now().After(end) {
+			return nil, 0, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, 0, ctx.Err()
+		case <-time.After(comeback / 50):
+		}
+	}
+}
+
+// printEvents prints events until there are no more.
+func (t *tool) printEvents(ctx context.Context, w io.Writer, c *api.Client, r *api.Request, wanted []netip.Addr) error {
 	lines := json.NewEncoder(w)
 	for line, err := range c.Stream(ctx, r) {
 		switch {
 		case errors.Is(err, context.Canceled): // by the user
 			return nil
 		case err != nil:
-			return exchangeError(err)
+			return err
 		}
 		e := line.Event
 		if len(wanted) > 0 && e.Group.IsValid() && !slices.Contains(wanted, e.Group) {
@@ -72,7 +122,7 @@ func (t *tool) runWatch(ctx context.Context, w io.Writer, r *api.Request, wanted
 			_, err = fmt.Fprintln(w, eventText(e))
 		}
 		if err != nil {
-			return err
+			return errors.New("standard output: " + err.Error()) // not wrapped: EPIPE would be taken for the daemon's
 		}
 	}
 	return nil
