@@ -74,6 +74,17 @@ func TestCheck(t *testing.T) {
 			mend: func(s *segment, _ *container) { s.query(general, 0) },
 		},
 		{
+			name: "port off its bridge",
+			spoil: func(_ *testing.T, s *segment, alice *container) {
+				s.run("ip", "link", "set", "dev", alice.eth0.Peer().Name(), "nomaster")
+			},
+			code: api.CodeNotReady, text: []string{"was a port of bridge cni0, and is none any more: ip link set"},
+			mend: func(s *segment, alice *container) {
+				s.run("ip", "link", "set", "dev", alice.eth0.Peer().Name(), "master", "cni0")
+				s.query(general, 0) // what was entered is forgotten
+			},
+		},
+		{
 			name: "IPv6 switched off",
 			spoil: func(_ *testing.T, _ *segment, alice *container) {
 				alice.SetSysctl("net/ipv6/conf/eth0/disable_ipv6", "1")

@@ -89,21 +89,13 @@ func TestBridgeDevice(t *testing.T) {
 // host asks the daemon as mldctl does, for an interface of the host's or of another namespace.
 func (s *segment) host(op string, n *netnslab.Node, ifname string, host bool, settings *api.Settings) (code uint, text string) {
 	s.tb.Helper()
-	client, err := api.Dial(s.tb.Context(), s.chain.RunDir)
-	if err != nil {
-		s.tb.Fatal(err)
-	}
-	defer client.Close()
-	answer, err := client.Call(s.tb.Context(), &api.Request{
+	answer, err := api.Exchange(s.tb.Context(), s.chain.RunDir, &api.Request{
 		Op: op, Attachment: api.Attachment{Network: "host", ContainerID: "host", IfName: ifname},
 		Settings: settings, NetnsPath: n.Path(), Host: host,
 		Netns: n.Netns().File(), HostNetns: s.Host().Netns().File(),
 	})
-	switch {
-	case err != nil:
-		s.tb.Fatal(err)
-	case answer.Error != nil:
-		return codeOf(answer.Error)
+	if err != nil {
+		return codeOf(err)
 	}
 	return 0, answer.Degraded
 }

@@ -98,7 +98,7 @@ func (c *container) joinToMDB(b *testing.B, group netip.Addr, events *mdnetlink.
 
 // BenchmarkJoinToData measures the time from an application's setsockopt to the first datagram that its kernel takes in
 // for it, in a container whose kernel reports by itself and in one with our listener. The bridge's querier speaks
-// version 2. The goal is that of performance.md: a fortieth of the kernel's time.
+// version 2. The goal is a fortieth of the kernel's time.
 func BenchmarkJoinToData(b *testing.B) {
 	options := quiet
 	options.Querier = 2

@@ -82,7 +82,13 @@ type (
 // mldctl runs mldctl on the host and returns what it prints and its exit code.
 func (s *segment) mldctl(args ...string) (stdout, stderr string, code int) {
 	s.tb.Helper()
-	cmd := s.Host().Command(s.tb.Context(), filepath.Join(s.bin, "mldctl"), append([]string{"--run-dir", s.chain.RunDir}, args...)...)
+	return s.mldctlFrom(s.Host(), args...)
+}
+
+// mldctlFrom is mldctl in the namespace of a node.
+func (s *segment) mldctlFrom(where *netnslab.Node, args ...string) (stdout, stderr string, code int) {
+	s.tb.Helper()
+	cmd := where.Command(s.tb.Context(), filepath.Join(s.bin, "mldctl"), append([]string{"--run-dir", s.chain.RunDir}, args...)...)
 	var out, complaint bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &complaint
 	var exit *exec.ExitError
@@ -297,6 +303,36 @@ func TestMldctlWatch(t *testing.T) {
 	}
 }
 
+// A watch goes on with the next worker, says so, and ends with the daemon.
+func TestMldctlWatchRestart(t *testing.T) {
+	t.Parallel()
+	s := newSegment(t, quietV2, following(nil))
+	c := s.add("c1")
+	w := s.watch(c, "--json")
+	if err := unix.Kill(s.daemon().KeeperPID, unix.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	s.wait("event of the next worker", func() (bool, string) {
+		c.eth0.Join(groupA).Close()
+		return len(w.events(groupA)) > 0 && strings.Contains(w.said(), "replaced"), w.said()
+	})
+	if want := fmt.Sprintf("mldctl: the worker of mldd was replaced, it is process %d now: events may be missing\n",
+		s.daemon().PID); w.said() != want {
+		t.Errorf("says %q, want %q", w.said(), want)
+	}
+	before := len(w.seen())
+	s.wait("event after that", func() (bool, string) {
+		c.eth0.Join(groupB).Close()
+		return len(w.seen()) > before && len(w.events(groupB)) > 0, w.said()
+	})
+	if err := s.chain.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if code := w.ended(); code != 3 || !strings.Contains(w.said(), "none has followed: ") {
+		t.Errorf("after the end of mldd: code %d, %s", code, w.said())
+	}
+}
+
 // Wherever the three views of a group differ mldctl says why, and its exit code whether that is a fault.
 func TestMldctlGroups(t *testing.T) {
 	t.Parallel()
@@ -343,6 +379,16 @@ func TestMldctlGroups(t *testing.T) {
 				c.eth0.DelAddr(netip.PrefixFrom(c.eth0.LinkLocal(), 64))
 			},
 			codes: []string{"no-link-local"}, text: "no valid link-local address", fault: true,
+		},
+		"duplicate address detection": {
+			bridge: quiet, keys: only(groupA), then: func(s *segment, c *container) {
+				c.SetSysctl("net/ipv6/conf/eth0/accept_dad", "1")
+				c.SetSysctl("net/ipv6/conf/eth0/dad_transmits", "100") // a second each
+				c.eth0.SetDown()
+				c.eth0.SetUp()
+				entry(s, c) // of what is reported from "::"
+			},
+			codes: []string{"tentative"}, text: "duplicate address detection of fe80::",
 		},
 		"IPv6 off": {
 			bridge: quiet, keys: only(groupA), then: func(_ *segment, c *container) {
@@ -572,6 +618,13 @@ func TestMldctlAttach(t *testing.T) {
 		if a := status.Attachments; len(a) != 1 || !strings.HasPrefix(a[0].ContainerID, place.id) || a[0].Ifname != "eth0" || a[0].Declared != 2 {
 			t.Errorf("%q: %+v", attach, a)
 		}
+		// The shell completes it, by the argument or the flag that it was attached by.
+		last := len(place.args) - 1
+		completed := slices.Concat([]string{"__complete", "--run-dir", s.chain.RunDir, "detach"}, place.args[:last], []string{""})
+		s.wait(fmt.Sprintf("completion %q", completed), func() (bool, string) { // nobody at a prompt waits for a busy daemon
+			out, complaint, _ := s.mldctl(completed...)
+			return out == place.args[last]+"\n:4\n", out + complaint
+		})
 		before := time.Now()
 		if out, complaint, code := s.mldctl(append([]string{"detach"}, place.args...)...); code != 0 || out != "" || complaint != "" {
 			t.Fatalf("detach %q: code %d, %s%s", place.args, code, out, complaint)
@@ -581,8 +634,8 @@ func TestMldctlAttach(t *testing.T) {
 		if s.document(&status, "status"); len(status.Attachments) != 0 {
 			t.Errorf("detached: %+v", status.Attachments)
 		}
-		if _, _, code := s.mldctl(append([]string{"detach"}, place.args...)...); code != 0 {
-			t.Errorf("detached again: code %d", code)
+		if _, complaint, code := s.mldctl(append([]string{"detach"}, place.args...)...); code != 1 || !strings.Contains(complaint, "nothing is attached") {
+			t.Errorf("detached again: code %d, %s", code, complaint)
 		}
 		s.waitReleased(c)
 	}
@@ -604,7 +657,9 @@ func TestMldctlAttach(t *testing.T) {
 		code int
 		text string
 	}{
-		{[]string{"attach", name, "--interface", "eth7"}, 1, "eth7"},
+		{[]string{"attach", name, "--interface", "eth7"}, 1, "mldctl: --interface eth7: no such interface in " + name + "\n"},
+		{[]string{"attach", "--host", "eth7"}, 1, "mldctl: --host eth7: no such interface in the namespace of mldctl\n"},
+		{[]string{"attach", s.Host().Path()}, 1, "mldctl: " + s.Host().Path() + ": is the host's namespace: name a container's, or an interface of the host with --host\n"},
 		{[]string{"attach", name, "--group", "ff02::1"}, 2, "all-nodes"},
 		{[]string{"attach", name, "--group", `{"group": "ff05::8", "mode": "none"}`}, 2, "mode"},
 		{[]string{"attach", name, "--robustness", "9"}, 2, "robustness"},
@@ -630,7 +685,8 @@ func TestMldctlAttach(t *testing.T) {
 		t.Errorf("degraded: code %d, %+v", code, doc)
 	}
 	if _, complaint, code := s.mldctl("attach", "--pid", strconv.Itoa(sleep.Process.Pid), "--group", groupA.String(),
-		"--ready", "report", "--timeout", "50ms"); code != 1 || !strings.Contains(complaint, "the link is down") {
+		"--ready", "report", "--timeout", "50ms"); code != 1 || !strings.Contains(complaint, "the link is down") ||
+		!strings.HasPrefix(complaint, `mldctl: --ready "report": not ready`) {
 		t.Errorf("not ready: code %d, %s", code, complaint)
 	}
 	var status statusJSON
@@ -643,7 +699,8 @@ func TestMldctlAttach(t *testing.T) {
 func TestMldctlFromAnotherNetns(t *testing.T) {
 	t.Parallel()
 	s := newSegment(t, quiet, nil)
-	s.startDaemon(s.Node("elsewhere"))
+	elsewhere := s.Node("elsewhere")
+	s.startDaemon(elsewhere)
 	c := s.connect("c1")
 	if _, complaint, code := s.mldctl("attach", c.Path(), "--mld-version", "1", "--group", groupA.String(), "--ready", "mdb"); code != 0 {
 		t.Fatalf("attach: code %d, %s", code, complaint)
@@ -655,6 +712,16 @@ func TestMldctlFromAnotherNetns(t *testing.T) {
 	var status statusJSON
 	if code := s.document(&status, "status"); code != 0 || len(status.Attachments) != 1 || status.Attachments[0].Bridge == nil {
 		t.Errorf("status: code %d, %+v", code, status)
+	}
+	var there unix.Stat_t
+	if err := unix.Stat(elsewhere.Path(), &there); err != nil {
+		t.Fatal(err)
+	}
+	want := fmt.Sprintf("net:[%d], mldctl's namespace, and eth0 leads to another one: run mldctl in the bridge's", there.Ino)
+	for _, command := range []string{"groups", "status"} { // from where no bridge is
+		if out, complaint, code := s.mldctlFrom(elsewhere, command); code != 0 || !strings.Contains(out, want) {
+			t.Errorf("%s from elsewhere: code %d, %s%s\nwant %q", command, code, out, complaint, want)
+		}
 	}
 	w := s.watch(c, "--json")
 	c.eth0.Join(groupB)

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -182,7 +183,22 @@ func TestReloadTurnsNobodyAway(t *testing.T) {
 	stop := make(chan struct{})
 	var clients sync.WaitGroup
 	var failed sync.Map
-	for range 4 {
+	status := func() error {
+		_, err := s.chain.Daemon(t.Context())
+		return err
+	}
+	mldctl := func() error {
+		cmd := s.Host().Command(t.Context(), filepath.Join(s.bin, "mldctl"), "--run-dir", s.chain.RunDir, "status")
+		out, err := cmd.CombinedOutput()
+		if cmd.ProcessState.ExitCode() == 1 { // what has just been taken over may be degraded for a moment
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("mldctl status: %w: %s", err, out)
+		}
+		return nil
+	}
+	for _, ask := range []func() error{status, status, status, mldctl} {
 		clients.Go(func() {
 			for {
 				select {
@@ -190,7 +206,7 @@ func TestReloadTurnsNobodyAway(t *testing.T) {
 					return
 				default:
 				}
-				if _, err := s.chain.Daemon(t.Context()); err != nil {
+				if err := ask(); err != nil {
 					failed.Store(err.Error(), true)
 					return
 				}

@@ -54,6 +54,18 @@ func (s *samples) table() string {
 	return t.String()
 }
 
+// tableBeside is table with what each kind adds to another one.
+func (s *samples) tableBeside(than string) string {
+	var t strings.Builder
+	fmt.Fprintf(&t, "%-20s %10s %10s %10s\n", "ms", "median", "95 %", "added")
+	for _, name := range s.names {
+		v := s.values[name]
+		fmt.Fprintf(&t, "%-20s %10.3f %10.3f %10.3f\n", name, milliseconds(quantile(v, 0.5)), milliseconds(quantile(v, 0.95)),
+			milliseconds(s.added(name, than)))
+	}
+	return t.String()
+}
+
 // median is that of the kind's samples.
 func (s *samples) median(name string) time.Duration { return quantile(s.values[name], 0.5) }
 

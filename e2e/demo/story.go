@@ -213,7 +213,7 @@ func (s *stage) expect(ok bool, format string, args ...any) {
 
 // data sends datagrams to three groups and counts what arrives where.
 func (s *stage) data() {
-	s.step(fmt.Sprintf("Data: %d datagrams to each group, from the host; no container runs a router or asks twice", datagrams))
+	s.step(fmt.Sprintf("Data: %d datagrams to each group, from the host; no container runs a router, and none asks again", datagrams))
 	groups := []netip.Addr{declared, appJoined, unwanted}
 	for _, group := range groups {
 		s.bridge.Send(group, dataPort, []byte("demo"), datagrams)

@@ -2,11 +2,11 @@
 // for clouds. Each boots in an emulated machine (qemu without KVM, so it works anywhere, slowly) from an initramfs that
 // the test makes: the modules that are needed, the built programs, test binaries, and a small init.
 //
-//	fetch_test.go    gets a kernel, once; it stays in bin/kernels
+//	fetch_test.go      gets a kernel, once; it stays in bin/kernels
 //	initramfs_test.go  makes the guest's file system
-//	kernels_test.go  boots it and reads the serial console
-//	init             the guest's first process
-//	guest            what is tested there and nowhere else
+//	kernels_test.go    boots it and reads the serial console
+//	init               the guest's first process
+//	guest              what is tested there and nowhere else
 //
 // Beside guest, the tests of the packages that deal with the kernel run, but for some; kernels_test.go says which and why.
 //

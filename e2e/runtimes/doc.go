@@ -1,5 +1,6 @@
 // Package runtimes runs the built plugin under real container runtimes, as Debian packages them, and looks at what
-// they make of it: containerd's CRI, its command ctr, podman, and cnitool. One test each.
+// they make of it: containerd's CRI, its command ctr, podman, and cnitool; and the daemon under systemd, with the units
+// that are installed. One test each.
 //
 //	make e2e-runtimes
 //
@@ -12,7 +13,8 @@
 // /run is an empty file system there, and /etc, /opt, /usr and /var are covered by layers that take what is written,
 // so the runtimes find each other and the plugins under the paths that they have where they are installed. Cgroups
 // alone know no such end: all containers are in one of a name of its own, which is removed afterwards, and only stays,
-// empty, if the outermost process is killed by SIGKILL.
+// empty, if the outermost process is killed by SIGKILL. systemd is the first process of a process, mount and cgroup
+// namespace within these, and finds there nothing to start but the daemon.
 //
 // # What a test is made of
 //

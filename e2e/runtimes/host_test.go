@@ -163,15 +163,7 @@ func (h *host) attachments() int {
 }
 
 func daemon(ctx context.Context) (*api.Status, error) {
-	client, err := api.Dial(ctx, api.DefaultRunDir)
-	if err != nil {
-		return nil, err
-	}
-	defer client.Close()
-	answer, err := client.Call(ctx, &api.Request{Op: api.OpStatus})
-	if err == nil && answer.Error != nil {
-		err = answer.Error
-	}
+	answer, err := api.Exchange(ctx, api.DefaultRunDir, &api.Request{Op: api.OpStatus})
 	if err != nil {
 		return nil, err
 	}
