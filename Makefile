@@ -2,6 +2,7 @@
 
 FUZZTIME ?= 30s
 TESTFLAGS ?=
+SCALE ?= 1000
 INSTALL ?= 1
 PREFIX ?= /opt/cni
 BINDIR ?= /usr/local/bin
@@ -17,13 +18,13 @@ TOOLS := ip:iproute2 bridge:iproute2 tshark:tshark nft:nftables
 test race: TOOLS += systemd-analyze:systemd
 
 # Debian's packages that e2e-runtimes unpacks
-RUNTIMES := containerd runc podman conmon
+RUNTIMES := containerd runc podman conmon systemd
 
 # an ordinary user's PATH lacks the directory of ip, bridge and nft
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help build man test race twin e2e-runtimes e2e-kernels fuzz lint demo conformance bench bench-add tidy-check modules tools install uninstall clean
+.PHONY: help build man test race twin e2e-runtimes e2e-kernels fuzz lint demo conformance bench bench-add bench-scale tidy-check modules tools install uninstall clean
 
 help: ## this list
 	@echo 'usage: make TARGET [VARIABLE=value]'
@@ -32,6 +33,7 @@ help: ## this list
 	@echo
 	@echo '  FUZZTIME=30s      how long each target is fuzzed, or how often (20000x)'
 	@echo '  TESTFLAGS=        more flags for test and race, such as "-run TestV1_14 -v"'
+	@echo '  SCALE=1000        how many containers bench-scale makes'
 	@echo '  INSTALL=0         only name the missing programs, even as root'
 	@echo '  PREFIX=/opt/cni   install mld and mldd into $$(DESTDIR)$$(PREFIX)/bin'
 	@echo '  BINDIR, MANDIR, UNITDIR  and the rest into /usr/local/bin, /usr/local/share/man, /usr/local/lib/systemd/system'
@@ -55,7 +57,7 @@ race: tools modules ## run all tests under the race detector
 twin: tools modules ## hold the kernel's listener against ours; wants an idle machine (TWIN_SEED, TWIN_STEPS)
 	go test -tags twin -count=1 -p 1 -timeout 60m $(TESTFLAGS) ./e2e/twin
 
-e2e-runtimes: tools modules bin/runtimes ## run it under cnitool, containerd and podman; as root on Debian
+e2e-runtimes: tools modules bin/runtimes ## run it under cnitool, containerd, podman and systemd; as root on Debian
 	cd e2e/runtimes && go mod download && go test -count=1 -timeout 10m -v $(TESTFLAGS) .
 
 # The kernels are Debian's, by the machine's apt, and stay in bin/kernels until make clean.
@@ -114,6 +116,9 @@ bench: ## measure beside gVisor and gopacket, and fail where a goal is missed
 bench-add: tools modules ## measure what mld adds to a chain beside its peers, and fail where a goal is missed; wants an idle machine
 	go test -run '^$$' -bench '^BenchmarkAdd$$' -benchtime 60x -timeout 10m ./e2e
 
+bench-scale: tools modules ## measure one daemon with SCALE=1000 containers, and fail where a goal is missed; wants an idle machine
+	SCALE='$(SCALE)' go test -run '^$$' -bench '^BenchmarkScale$$' -benchtime 1x -timeout 60m ./e2e
+
 tidy-check: ## fail if go.mod or go.sum is not what go mod tidy would write
 	go mod tidy -diff
 
@@ -153,6 +158,10 @@ install: build man ## install the programs, for CNI and for you, their manual pa
 	install -m 0644 plugin/deploy/systemd/mldd.socket '$(DESTDIR)$(UNITDIR)/mldd.socket'
 
 uninstall: ## remove what install has installed
+	@program="$$(readlink -f '$(DESTDIR)$(PREFIX)/bin')/mldd"; \
+	running=$$(find /proc/[0-9]*/exe \( -lname "$$program" -o -lname "$$program (deleted)" \) -printf '%h ' 2>/dev/null | sed 's,/proc/\| $$,,g'); \
+	test -z "$$running" || echo "warning: $$program is running still: its attachments have a listener until its worker ends, and none" \
+		"afterwards. Stop it: systemctl disable --now mldd.socket mldd.service if they are enabled, and else kill $$running" >&2
 	rm -f '$(DESTDIR)$(PREFIX)/bin/mld' '$(DESTDIR)$(PREFIX)/bin/mldd' '$(DESTDIR)$(BINDIR)/mldctl'
 	rm -f '$(DESTDIR)$(UNITDIR)/mldd.service' '$(DESTDIR)$(UNITDIR)/mldd.socket'
 	rm -f '$(DESTDIR)$(MANDIR)/man5/mld.5' '$(DESTDIR)$(MANDIR)/man8/mldd.8' '$(DESTDIR)$(MANDIR)'/man1/mldctl*.1
