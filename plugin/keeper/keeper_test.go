@@ -34,6 +34,9 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "-version" { // a keeper tries it
 		return
 	}
+	if signal.Ignored(unix.SIGHUP) { // by nohup, and workers end by it: what is caught here is the default there
+		signal.Notify(make(chan os.Signal, 1), unix.SIGHUP)
+	}
 	os.Exit(m.Run())
 }
 
