@@ -1,6 +1,7 @@
 package runtimes
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"os"
@@ -10,23 +11,17 @@ import (
 	"testing"
 
 	"github.com/seed-aaab8e3a/cni-mld/netnslab"
+	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
 )
-
-const unitDir = "/etc/systemd/system"
-
-// bootTarget is all that is started: no device, disk or console is ours to set up.
-const bootTarget = `[Unit]
-Requires=basic.target systemd-journald.socket mldd.socket
-After=basic.target
-`
 
 // enter puts a shell into a cgroup of its own, which boot then takes for the root.
 const enter = `
 	mount --make-rprivate / && mount -t cgroup2 cgroup /sys/fs/cgroup &&
 	mkdir -p /sys/fs/cgroup/$` + cgroupEnv + `/systemd && echo $$ > /sys/fs/cgroup/$` + cgroupEnv + `/systemd/cgroup.procs &&
-	exec unshare --cgroup --mount --pid --fork --kill-child --mount-proc --uts --ipc sh -euc "$1"`
+	exec unshare --cgroup --mount --pid --fork --kill-child --mount-proc --uts --ipc sh -euc "$1" sh "$2"`
 
-// boot makes of a process the first one of a machine: of the units that its system has, none begins by itself.
+// boot makes of a process the first one of a machine, which has the units of the directory $1. Of those of its system none
+// begins by itself, and no device, disk or console is ours to set up.
 const boot = `
 	umount /sys/fs/cgroup; mount -t cgroup2 cgroup /sys/fs/cgroup
 	mount -t tmpfs -o mode=0755 run /run
@@ -34,6 +29,9 @@ const boot = `
 	mount -t tmpfs log /var/log
 	for dir in /lib/systemd/system/*.target.wants /lib/systemd/system-generators; do mount -t tmpfs none $dir; done
 	touch /run/fstab; mount --bind /run/fstab /etc/fstab
+	mount -t tmpfs units /etc/systemd/system
+	cp "$1"/* /etc/systemd/system
+	printf '%s\n' [Unit] 'Requires=basic.target systemd-journald.socket' After=basic.target >/etc/systemd/system/boot.target
 	container=other exec /lib/systemd/systemd --unit=boot.target`
 
 // A machine is one that systemd has booted, on the host's network.
@@ -42,41 +40,26 @@ type machine struct {
 	init int // its first process
 }
 
-// boot boots a machine with the units of mldd. It ends with the test.
+// boot boots a machine that has the units of mldd, and has started none. It ends with the test.
 func (h *host) boot() *machine {
 	h.t.Helper()
-	for _, name := range []string{"mldd.service", "mldd.socket"} {
-		text, err := os.ReadFile(filepath.Join(root, "plugin/deploy/systemd", name))
-		if err == nil {
-			err = os.WriteFile(filepath.Join(unitDir, name), text, 0o600)
-		}
-		if err != nil {
-			h.t.Fatal(err)
-		}
-	}
-	if err := os.WriteFile(filepath.Join(unitDir, "boot.target"), []byte(bootTarget), 0o600); err != nil {
-		h.t.Fatal(err)
-	}
-	cmd := h.command("unshare", "--mount", "sh", "-euc", enter, "sh", boot)
+	ctx, shutDown := context.WithCancel(context.Background())
+	cmd := h.Host().Command(ctx, "unshare", "--mount", "sh", "-euc", enter, "sh", boot, filepath.Join(root, "plugin/deploy/systemd"))
 	var said strings.Builder
 	cmd.Stdout, cmd.Stderr = &said, &said
 	if err := cmd.Start(); err != nil {
+		shutDown()
 		h.t.Fatal(err)
 	}
 	m := &machine{host: h}
 	h.t.Cleanup(func() {
 		if h.t.Failed() {
-			log, _ := m.command("journalctl", "--no-pager", "-u", "mldd").CombinedOutput()
-			h.t.Logf("the journal:\n%s", log)
+			log, _ := m.command("sh", "-c", "journalctl --no-pager -u mldd; cat "+api.LogPath(api.DefaultRunDir)).CombinedOutput()
+			h.t.Logf("the journal, and the log of a daemon that the plugin has started:\n%s", log)
 		}
-		_ = cmd.Process.Kill() // and with it what it has made
+		shutDown() // and what it has made ends with it
 		_ = cmd.Wait()
 		h.ended("systemd")
-		for _, name := range []string{"mldd.service", "mldd.socket", "boot.target"} {
-			if err := os.Remove(filepath.Join(unitDir, name)); err != nil {
-				h.t.Error(err)
-			}
-		}
 	})
 	h.wait("systemd", func() (bool, string) {
 		// Between the shell, which becomes unshare, and systemd there is no other process.
@@ -85,7 +68,7 @@ func (h *host) boot() *machine {
 		if m.init == 0 {
 			return false, "no process yet"
 		}
-		out, err := m.command("systemctl", "is-active", "boot.target", "mldd.socket").CombinedOutput()
+		out, err := m.command("systemctl", "is-active", "boot.target").CombinedOutput()
 		return err == nil, string(out)
 	})
 	return m
@@ -103,6 +86,33 @@ func (m *machine) run(args ...string) string {
 		m.t.Fatalf("%q: %v\n%s", args, err, out)
 	}
 	return strings.TrimSpace(string(out))
+}
+
+// add makes a container of the machine and attaches it.
+func (m *machine) add(container string) {
+	m.t.Helper()
+	m.run("ip", "netns", "add", container)
+	if err := m.cnitool("add", container); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// del takes back what add has done, and waits until the bridge knows.
+func (m *machine) del(containers ...string) {
+	m.t.Helper()
+	for _, container := range containers {
+		if err := m.cnitool("del", container); err != nil {
+			m.t.Error(err)
+		}
+		m.run("ip", "netns", "del", container)
+	}
+	m.left()
+}
+
+// left waits until no container has an entry for the group.
+func (m *machine) left() {
+	m.t.Helper()
+	m.wait("leave", func() (bool, string) { n := m.mdb(groupA); return n == 0, fmt.Sprint(n) })
 }
 
 // cnitool runs a verb for a container of the machine.
@@ -162,17 +172,11 @@ func TestSystemd(t *testing.T) {
 	h.configure(confDir, "1.1.0", "mld", map[string]any{"groups": []netip.Addr{groupA}, "robustness": 1})
 	m := h.boot()
 	t.Log(m.run("systemctl", "--version"))
+	m.run("systemctl", "start", "mldd.socket")
 	if pid := m.show("MainPID"); pid != "0" {
 		t.Fatalf("process %s runs before somebody has called", pid)
 	}
-	added := func(container string) {
-		t.Helper()
-		m.run("ip", "netns", "add", container)
-		if err := m.cnitool("add", container); err != nil {
-			t.Fatal(err)
-		}
-	}
-	added("one")
+	m.add("one")
 	keeper, worker := m.forwarded("", "one")
 	for _, pid := range []string{keeper, worker} {
 		status := m.run("cat", "/proc/"+pid+"/status")
@@ -182,7 +186,7 @@ func TestSystemd(t *testing.T) {
 			}
 		}
 	}
-	added("two") // of whose namespace the service has to find the path afterwards
+	m.add("two") // of whose namespace the service has to find the path afterwards
 
 	m.run("systemctl", "reload", "mldd")
 	before := keeper
@@ -201,7 +205,7 @@ func TestSystemd(t *testing.T) {
 	_, worker = m.forwarded(worker, "one", "two")
 
 	m.run("systemctl", "stop", "mldd.service")
-	h.wait("leave", func() (bool, string) { n := m.mdb(groupA); return n == 0, fmt.Sprint(n) })
+	m.left()
 	if state := m.show("ActiveState"); state != "inactive" {
 		t.Errorf("stopped, the service is %s", state)
 	}
@@ -209,13 +213,31 @@ func TestSystemd(t *testing.T) {
 		t.Error(err)
 	}
 	m.forwarded(worker, "one", "two")
-	for _, container := range []string{"one", "two"} {
-		if err := m.cnitool("del", container); err != nil {
-			t.Error(err)
-		}
-		m.run("ip", "netns", "del", container)
-	}
-	h.wait("end of the entries", func() (bool, string) { n := m.mdb(groupA); return n == 0, fmt.Sprint(n) })
+	m.del("one", "two")
 	m.run("systemctl", "stop", "mldd.socket", "mldd.service")
+	h.ended("mldd")
+}
+
+// A daemon that the plugin has started makes room for the service, which begins at once and goes on with what is attached;
+// and after somebody has removed the socket, both units begin anew.
+func TestSystemdTakesOver(t *testing.T) {
+	h := newHost(t, 1)
+	h.configure(confDir, "1.1.0", "mld", map[string]any{"groups": []netip.Addr{groupA}, "robustness": 1})
+	m := h.boot()
+	m.add("one")
+	if pid := m.show("MainPID"); pid != "0" || len(processes("mldd")) == 0 {
+		t.Fatalf("the service has process %s, before it was started", pid)
+	}
+	m.run("systemctl", "enable", "--now", "mldd.service")
+	_, worker := m.forwarded("", "one") // which calls it only when it is there
+	m.run("systemctl", "is-enabled", "mldd.socket")
+
+	m.run("rm", api.SocketPath(api.DefaultRunDir))
+	h.ended("mldd")
+	m.run("systemctl", "restart", "mldd.socket", "mldd.service")
+	m.forwarded(worker, "one")
+
+	m.del("one")
+	m.run("systemctl", "disable", "--now", "mldd.socket", "mldd.service")
 	h.ended("mldd")
 }

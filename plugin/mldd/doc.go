@@ -6,7 +6,9 @@
 //
 // SIGTERM and SIGINT stop both in good order: the declared groups are left, and the kernels speak again. What is
 // attached is remembered in the run directory, and the next mldd goes on with it. SIGHUP replaces the worker by a new
-// one, of the binary that is at the same path now, if that can be started, and nobody on the wire notices.
+// one, of the binary that is at the same path now, if that can be started, and nobody on the wire notices. When the socket
+// or the run directory is removed, or another takes its place, as a service manager's socket does, nobody finds mldd any
+// more, and it stops as after SIGTERM, with exit code 0.
 //
 // The log goes to standard error. That of a daemon that mld has started is a file in the run directory, mldd.log, which
 // becomes mldd.log.1 at 1 MiB, so that the two never take much more than 2 MiB.
