@@ -66,8 +66,8 @@ e2e-kernels: tools modules ## run it on Linux 5.10, 6.1 and 6.12 in emulated mac
 	go test -tags kernels -count=1 -timeout 60m -v $(TESTFLAGS) ./e2e/kernels
 
 # Unpacked with what they need and the machine lacks, and not installed: no daemon starts, and nothing of the machine
-# changes. Debian's root has links where a package may have a directory.
-bin/runtimes:
+# changes. Debian's root has links where a package may have a directory. The list of them is in this file.
+bin/runtimes: Makefile
 	@rm -rf '$@.new' && mkdir -p '$@.new/etc' '$@.new/usr/bin' '$@.new/usr/lib' '$@.new/usr/sbin'
 	@cd '$@.new' && ln -s usr/bin usr/lib usr/sbin . && \
 	download() { \
@@ -79,7 +79,7 @@ bin/runtimes:
 		test -e "$$package" || continue; \
 		dpkg-deb --fsys-tarfile "$$package" | tar -x --keep-directory-symlink && rm "$$package" || exit 1; \
 	done
-	@mv '$@.new' '$@'
+	@rm -rf '$@' && mv '$@.new' '$@'
 
 fuzz: ## fuzz every target in turn for FUZZTIME, until the first failure
 	@grep -rEo '^func Fuzz[[:alnum:]_]+' --include='*_test.go' . | sort | \
