@@ -61,16 +61,16 @@ type keeper struct {
 func Run(ctx context.Context, cfg Config) error {
 	k := &keeper{Config: cfg, held: make(map[uint64]int), pause: firstPause}
 	defer k.close()
-	for {
+	for first := true; ; first = false {
 		begin := time.Now()
-		state, err := k.work(ctx)
+		state, err := k.work(ctx, first)
 		k.Ready = nil
 		over := err == nil && state.ExitCode() == ExitHandover
 		handover := over || err == nil && k.asked
 		switch {
 		case err == nil && state.ExitCode() == 0:
 			return nil
-		case ctx.Err() != nil && !(over && k.served): // else the next one leaves what stands
+		case ctx.Err() != nil && !over: // else the next one leaves what stands
 			return nil
 		case !k.served && !handover && (err != nil || state.Exited()):
 			return errors.Join(err, fmt.Errorf("worker: %v", state))
@@ -134,8 +134,8 @@ type received struct {
 	fd int
 }
 
-// work runs one worker from beginning to end.
-func (k *keeper) work(ctx context.Context) (*os.ProcessState, error) {
+// work runs one worker from beginning to end. The first one has nothing to take over.
+func (k *keeper) work(ctx context.Context, first bool) (*os.ProcessState, error) {
 	cmd, conn, err := k.start()
 	if err != nil {
 		return nil, err
@@ -147,7 +147,7 @@ func (k *keeper) work(ctx context.Context) (*os.ProcessState, error) {
 	go k.receive(conn, messages)
 
 	done, reload := ctx.Done(), k.Reload
-	settled := !k.served // the first one has nothing to take over
+	settled := first
 	var stop <-chan time.Time
 	var tried chan error
 	kill := time.NewTimer(endTimeout)

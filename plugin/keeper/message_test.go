@@ -4,7 +4,9 @@ import (
 	"errors"
 	"io"
 	"os"
+	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -78,22 +80,56 @@ func TestMessages(t *testing.T) {
 	}
 }
 
-// A keeper that somebody has stopped takes nothing, and who tells it something does not wait for ever.
+// A keeper that somebody has stopped takes nothing. Who tells it something does not wait for ever, neither for others that
+// come later nor for all that came before; and when it goes on, it is told again.
 func TestTellStopped(t *testing.T) {
 	t.Parallel()
-	ours, theirs, err := pair()
+	ours, file, err := pair()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer ours.Close()
+	theirs, err := connOf(file)
+	if err != nil {
+		t.Fatal(err)
+	}
 	defer theirs.Close()
 	w := &Worker{conn: ours}
-	for range 1 << 20 {
-		if err = w.Drop(1); err != nil {
+	if err := ours.SetWriteDeadline(time.Now().Add(tellAgainTimeout)); err != nil {
+		t.Fatal(err)
+	}
+	told := 0
+	for ; err == nil; told++ {
+		err = send(ours, message{opDrop, 1}, -1)
+	}
+	if told--; !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("%d messages, then %v", told, err)
+	}
+	var callers sync.WaitGroup
+	for i := range 6 {
+		callers.Add(1)
+		time.AfterFunc(time.Duration(i)*tellTimeout/4, func() {
+			defer callers.Done()
+			begin := time.Now()
+			err := w.Drop(1)
+			if took := time.Since(begin); !errors.Is(err, os.ErrDeadlineExceeded) || took > 2*tellTimeout {
+				t.Errorf("caller %d: %v after %v, want %v after at most %v", i, err, took, os.ErrDeadlineExceeded, tellTimeout)
+			}
+		})
+	}
+	callers.Wait()
+
+	for range told {
+		if _, _, err := receive(theirs); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for end := time.Now().Add(2 * tellTimeout); ; {
+		if err = w.Drop(1); err == nil || time.Now().After(end) {
 			break
 		}
 	}
-	if !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("%v, want %v", err, os.ErrDeadlineExceeded)
+	if err != nil {
+		t.Errorf("it reads again: %v", err)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -34,6 +35,9 @@ type Worker struct {
 
 	conn *net.UnixConn
 	last atomic.Uint64
+
+	mu   sync.Mutex // of whoever tells the keeper something
+	deaf bool       // it took nothing for tellTimeout, and nothing since
 }
 
 // Connect makes a worker of this process, which [IsWorker]. It is called once.
@@ -78,14 +82,27 @@ func (w *Worker) Drop(id uint64) error { return w.tell(message{opDrop, id}, -1) 
 // Settled has the keeper close what it holds of the workers before.
 func (w *Worker) Settled() error { return w.tell(message{opSettled, 0}, -1) }
 
-// tellTimeout is how long the keeper may take nothing. It always reads, unless somebody has stopped it.
-const tellTimeout = 5 * time.Second
+const (
+	// tellTimeout is how long the keeper may take nothing. It always reads, unless somebody has stopped it.
+	tellTimeout = 5 * time.Second
+	// tellAgainTimeout is the same for one that has taken nothing for so long already: whoever else has something to say
+	// finds out whether it reads again, and does not wait for it in turn.
+	tellAgainTimeout = tellTimeout / 100
+)
 
 func (w *Worker) tell(m message, fd int) error {
-	if err := w.conn.SetWriteDeadline(time.Now().Add(tellTimeout)); err != nil {
+	w.mu.Lock() // the deadline is the connection's, and would be the next caller's
+	defer w.mu.Unlock()
+	timeout := tellTimeout
+	if w.deaf {
+		timeout = tellAgainTimeout
+	}
+	if err := w.conn.SetWriteDeadline(time.Now().Add(timeout)); err != nil {
 		return err
 	}
-	return send(w.conn, m, fd)
+	err := send(w.conn, m, fd)
+	w.deaf = errors.Is(err, os.ErrDeadlineExceeded)
+	return err
 }
 
 // Wait returns when the keeper has gone.
