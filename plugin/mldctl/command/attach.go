@@ -236,18 +236,6 @@ func (t *tool) runAttach(ctx context.Context, stdout, stderr io.Writer, p *place
 	return nil
 }
 
-// request sends a request that may take a while.
-func (t *tool) request(ctx context.Context, r *api.Request, while time.Duration) (*api.Answer, error) {
-	c, err := t.dial()
-	if err != nil {
-		return nil, err
-	}
-	defer c.Close()
-	ctx, cancel := context.WithTimeout(ctx, patience+while)
-	defer cancel()
-	return call(ctx, c, r)
-}
-
 func (t *tool) detach() *cobra.Command {
 	var p place
 	cmd := &cobra.Command{
@@ -264,8 +252,15 @@ With --json: {"attachment": {"network", "containerID", "ifname"}}.`,
 			if err := p.parse(cmd, args); err != nil {
 				return err
 			}
+			c, err := t.dial()
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			ctx, cancel := context.WithTimeout(cmd.Context(), t.patience)
+			defer cancel()
 			r := &api.Request{Op: api.OpDel, Attachment: p.attachment()}
-			answer, err := t.request(cmd.Context(), r, 0)
+			answer, err := call(ctx, c, r) // asked again, the next worker would not know what is detached by then
 			if err != nil {
 				return err
 			}

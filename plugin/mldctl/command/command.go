@@ -64,12 +64,13 @@ func flagError(_ *cobra.Command, err error) error {
 
 // A tool is what the commands share.
 type tool struct {
-	version string
-	runDir  string
-	json    bool
-	begun   bool // the command line was in order
-	glance  time.Duration
-	now     func() time.Time
+	version  string
+	runDir   string
+	json     bool
+	begun    bool // the command line was in order
+	patience time.Duration
+	glance   time.Duration
+	now      func() time.Time
 }
 
 // New makes the command mldctl, complete with what cobra adds when it runs.
@@ -81,7 +82,7 @@ func New(version string) *cobra.Command {
 }
 
 func newRoot(version string) (*cobra.Command, *tool) {
-	t := &tool{version: version, glance: glance, now: time.Now}
+	t := &tool{version: version, patience: patience, glance: glance, now: time.Now}
 	root := &cobra.Command{
 		Use:   "mldctl",
 		Short: "Look into mldd, the MLD listeners of this host's containers",
@@ -162,7 +163,16 @@ func exchangeError(err error) error {
 	return err
 }
 
-// call sends a request. An error that is a *types.Error is the daemon's.
+// request sends a request that may take a while beside the daemon's patience, over a connection of its own. If the worker of
+// mldd goes away before it answers, the next one is asked. An error that is a *types.Error is the daemon's.
+func (t *tool) request(ctx context.Context, r *api.Request, while time.Duration) (*api.Answer, error) {
+	ctx, cancel := context.WithTimeout(ctx, t.patience+while)
+	defer cancel()
+	answer, err := api.Exchange(ctx, t.runDir, r)
+	return answer, exchangeError(err)
+}
+
+// call sends a request once. An error that is a *types.Error is the daemon's.
 func call(ctx context.Context, c *api.Client, r *api.Request) (*api.Answer, error) {
 	answer, err := c.Call(ctx, r)
 	if err == nil && answer.Error != nil {
@@ -171,21 +181,37 @@ func call(ctx context.Context, c *api.Client, r *api.Request) (*api.Answer, erro
 	return answer, exchangeError(err)
 }
 
-// lines asks for all lines of a kind.
-func lines(ctx context.Context, c *api.Client, r *api.Request, take func(*api.Line)) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+// lines asks for all lines of a kind, and returns those that are wanted. If the worker of mldd goes away before the last
+// one, the next one is asked, for all of them. With an error it returns what has come.
+func (t *tool) lines(ctx context.Context, r *api.Request, wanted func(*api.Line) bool) (list []*api.Line, err error) {
+	ctx, cancel := context.WithTimeout(ctx, t.patience)
 	defer cancel()
 	if err := withHost(r); err != nil {
-		return err
+		return nil, err
 	}
 	defer r.HostNetns.Close()
+	if list, err = t.stream(ctx, r, wanted); api.NotRunning(err) {
+		list, err = t.stream(ctx, r, wanted)
+	}
+	return list, exchangeError(err)
+}
+
+// stream is lines of one worker.
+func (t *tool) stream(ctx context.Context, r *api.Request, wanted func(*api.Line) bool) (list []*api.Line, err error) {
+	c, err := api.Dial(t.runDir)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
 	for line, err := range c.Stream(ctx, r) {
 		if err != nil {
-			return exchangeError(err)
+			return list, err
 		}
-		take(line)
+		if wanted(line) {
+			list = append(list, line)
+		}
 	}
-	return nil
+	return list, nil
 }
 
 // withHost gives a request the caller's network namespace, where the daemon is to look for bridges.

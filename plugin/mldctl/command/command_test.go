@@ -28,6 +28,7 @@ var now = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 type daemon struct {
 	testing.TB
 	runDir   string
+	patience time.Duration // of mldctl; zero is its own
 	listener net.Listener
 	begun    chan struct{} // some requests were answered
 
@@ -37,6 +38,7 @@ type daemon struct {
 	request func(r *api.Request) // looks at the request, with mu held
 	hangUp  bool                 // after the lines of a watch
 	replace bool                 // after each answer, by the next worker
+	killed  []string             // operations during which it is, before the whole answer
 }
 
 func (d *daemon) setAnswer(a api.Answer)      { d.mu.Lock(); defer d.mu.Unlock(); d.answer = a }
@@ -45,6 +47,15 @@ func (d *daemon) setRequest(look func(r *api.Request)) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.request = look
+}
+
+// setKilled has the worker be killed during operations, and returns those of the former ones that did not come.
+func (d *daemon) setKilled(ops ...string) []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	before := d.killed
+	d.killed = ops
+	return before
 }
 
 func newDaemon(t testing.TB) *daemon {
@@ -85,8 +96,15 @@ func (d *daemon) serve(conn *net.UnixConn) {
 			d.request(r)
 		}
 		answer, lines, hangUp := d.answer, d.lines, d.replace || d.hangUp && r.Op == api.OpWatch
+		killed := slices.Index(d.killed, r.Op)
+		if killed >= 0 {
+			d.killed = slices.Delete(d.killed, killed, killed+1)
+		}
 		d.mu.Unlock()
 		r.Close()
+		if killed >= 0 && !api.Streams(r.Op) {
+			return
+		}
 		if r.Op == api.OpStatus {
 			answer = api.Answer{Status: &api.Status{Version: "v1.2", Binary: "/usr/sbin/mldd", PID: 42, KeeperPID: 41,
 				Cgroup: "1:cpu:/x\n0::/system.slice/mldd.service", Netns: "net:[1]", Attachments: 2}}
@@ -100,6 +118,9 @@ func (d *daemon) serve(conn *net.UnixConn) {
 					return
 				}
 			}
+		}
+		if killed >= 0 {
+			return
 		}
 		if api.Streams(r.Op) && r.Op != api.OpWatch {
 			if err := api.WriteLine(conn, &api.Line{End: true}); err != nil {
@@ -122,6 +143,9 @@ func (d *daemon) run(ctx context.Context, args ...string) (stdout, stderr string
 	t.now = func() time.Time { return now }
 	if d.listener != nil { // and answers, however late
 		t.glance = patience
+	}
+	if d.patience != 0 {
+		t.patience = d.patience
 	}
 	var out, complaint bytes.Buffer
 	code = t.run(ctx, root, append([]string{"--run-dir", d.runDir}, args...), &out, &complaint)
@@ -359,6 +383,35 @@ func TestReplacedInBetween(t *testing.T) {
 	}
 }
 
+// A worker that is killed before it has answered takes no command along, since the next one answers; but what that would say
+// of what is detached by then is no answer.
+func TestKilledMeanwhile(t *testing.T) {
+	d := newDaemon(t)
+	d.setLines(&api.Line{Attachment: &api.AttachmentStatus{Attachment: c1, State: api.StateReady}, Group: &api.GroupStatus{Group: addr("ff05::1")}})
+	for _, tc := range []struct {
+		args string
+		ops  []string
+		code int
+	}{
+		{"status", []string{api.OpStatus, api.OpList}, exitFine},
+		{"groups", []string{api.OpGroups}, exitFine},
+		{"version", []string{api.OpStatus}, exitFine},
+		{"attach --host lo", []string{api.OpAdd}, exitFine},
+		{"detach blue", []string{api.OpDel}, exitNoDaemon},
+	} {
+		args := strings.Fields(tc.args)
+		whole, _, _ := d.run(t.Context(), args...)
+		d.setKilled(tc.ops...)
+		out, complaint, code := d.run(t.Context(), args...)
+		if code != tc.code || (complaint == "") != (code == exitFine) || code == exitFine && out != whole {
+			t.Errorf("mldctl %s: code %d, want %d, %s%s\nwant %s", tc.args, code, tc.code, complaint, out, whole)
+		}
+		if left := d.setKilled(); len(left) > 0 {
+			t.Errorf("mldctl %s did not ask for %q", tc.args, left)
+		}
+	}
+}
+
 // JSON is one document, with lists that are lists though they are empty.
 func TestJSON(t *testing.T) {
 	d := newDaemon(t)
@@ -503,11 +556,9 @@ func TestSilentDaemon(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	silent := &daemon{TB: t, runDir: dir}
-	for _, args := range []string{"status", "groups", "attach --host lo", "detach x"} {
-		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-		_, complaint, code := silent.run(ctx, strings.Fields(args)...)
-		cancel()
+	silent := &daemon{TB: t, runDir: dir, patience: 100 * time.Millisecond}
+	for _, args := range []string{"status", "groups", "attach --host lo --timeout 1ms", "detach x"} {
+		_, complaint, code := silent.run(t.Context(), strings.Fields(args)...)
 		if code != exitNoDaemon || !strings.Contains(complaint, "no worker of mldd answers") {
 			t.Errorf("mldctl %s: code %d, want %d: %q", args, code, exitNoDaemon, complaint)
 		}

@@ -20,13 +20,10 @@ func (t *tool) complete(filter func() api.Attachment, part func(*api.AttachmentS
 	return func(cmd *cobra.Command, _ []string, _ string) (list []string, _ cobra.ShellCompDirective) {
 		ctx, cancel := context.WithTimeout(cmd.Context(), t.glance)
 		defer cancel()
-		if c, err := t.dial(); err == nil {
-			defer c.Close()
-			_ = lines(ctx, c, &api.Request{Op: api.OpList, Attachment: filter()}, func(l *api.Line) {
-				if text := part(l.Attachment); text != "" {
-					list = append(list, text)
-				}
-			})
+		named := func(l *api.Line) bool { return part(l.Attachment) != "" }
+		lines, _ := t.lines(ctx, &api.Request{Op: api.OpList, Attachment: filter()}, named)
+		for _, l := range lines {
+			list = append(list, part(l.Attachment))
 		}
 		slices.Sort(list)
 		return slices.Compact(list), cobra.ShellCompDirectiveNoFileComp

@@ -74,19 +74,13 @@ func parseGroups(args []string) ([]netip.Addr, error) {
 }
 
 func (t *tool) runGroups(ctx context.Context, w io.Writer, r *api.Request, asked bool, wanted func(*api.GroupStatus) bool) error {
-	c, err := t.dial()
+	list, err := t.lines(ctx, r, func(l *api.Line) bool { return wanted(l.Group) })
 	if err != nil {
 		return err
 	}
-	defer c.Close()
 	doc := groupsDocument{Groups: []*api.GroupStatus{}}
-	take := func(l *api.Line) {
-		if wanted(l.Group) {
-			doc.Groups = append(doc.Groups, l.Group)
-		}
-	}
-	if err := lines(ctx, c, r, take); err != nil {
-		return err
+	for _, l := range list {
+		doc.Groups = append(doc.Groups, l.Group)
 	}
 	if t.json {
 		err = printJSON(w, doc)

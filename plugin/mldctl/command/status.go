@@ -50,20 +50,17 @@ With --json: {"daemon": ..., "attachments": [...]}, as Status and AttachmentStat
 }
 
 func (t *tool) runStatus(ctx context.Context, w io.Writer, r *api.Request) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
 	answer, err := t.request(ctx, &api.Request{Op: api.OpStatus}, 0)
 	if err != nil {
 		return err
 	}
-	c, err := t.dial() // again: a worker that is replaced answers who has come, and nothing more
+	list, err := t.lines(ctx, r, func(*api.Line) bool { return true })
 	if err != nil {
 		return err
 	}
-	defer c.Close()
 	doc := statusDocument{Daemon: answer.Status, Attachments: []*api.AttachmentStatus{}}
-	if err := lines(ctx, c, r, func(l *api.Line) { doc.Attachments = append(doc.Attachments, l.Attachment) }); err != nil {
-		return err
+	for _, l := range list {
+		doc.Attachments = append(doc.Attachments, l.Attachment)
 	}
 	if t.json {
 		err = printJSON(w, doc)

@@ -1,7 +1,6 @@
 package command
 
 import (
-	"context"
 	"errors"
 	"fmt"
 
@@ -27,8 +26,8 @@ With --json: {"mldctl": ..., "mldd": ..., "protocol": ...}, without mldd if none
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			doc := versionDocument{Mldctl: t.version, Protocol: api.Version}
-			if status, err := t.daemonStatus(cmd.Context()); err == nil {
-				doc.Mldd = status.Version
+			if answer, err := t.request(cmd.Context(), &api.Request{Op: api.OpStatus}, 0); err == nil {
+				doc.Mldd = answer.Status.Version
 			} else if !errors.Is(err, errNoDaemon) {
 				fmt.Fprintf(cmd.ErrOrStderr(), "mldctl: %v\n", err)
 			}
@@ -42,19 +41,4 @@ With --json: {"mldctl": ..., "mldd": ..., "protocol": ...}, without mldd if none
 			return nil
 		},
 	}
-}
-
-func (t *tool) daemonStatus(ctx context.Context) (*api.Status, error) {
-	c, err := t.dial()
-	if err != nil {
-		return nil, err
-	}
-	defer c.Close()
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	answer, err := call(ctx, c, &api.Request{Op: api.OpStatus})
-	if err != nil {
-		return nil, err
-	}
-	return answer.Status, nil
 }

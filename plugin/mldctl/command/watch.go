@@ -80,7 +80,7 @@ const comeback = 5 * time.Second
 // next connects to the worker that follows one that has gone, and tells its process. The keeper lets clients in before
 // that is there, so it has to answer.
 func (t *tool) next(ctx context.Context) (*api.Client, int, error) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, t.patience)
 	defer cancel()
 	for end := time.Now().Add(comeback); ; {
 		c, err := t.dial()
