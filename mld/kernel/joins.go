@@ -266,17 +266,18 @@ func (j *Joins) leave(addr netip.Addr, s *joinSocket) error {
 // interface go, and they do not come back, although their sockets still have them. What the kernel has is left alone.
 // What cannot be joined again is left to the next Restore, or to a join of the same address.
 //
-// All joins of the interface go together. The kernel counts who has joined, and a socket that leaves what was forgotten
-// would be counted out in place of another one that has joined anew.
-func Restore(joins ...*Joins) error {
-	if len(joins) == 0 {
-		return nil
-	}
+// All joins of the interface with the given index in ns go together. The kernel counts who has joined, and a socket that
+// leaves what was forgotten would be counted out in place of another one that has joined anew. Those that are closed are
+// passed over. The others need only their sockets: their own [netns.Namespace] may be closed, unlike ns.
+func Restore(ns *netns.Namespace, ifindex int, joins ...*Joins) error {
 	for _, j := range joins {
 		j.mu.Lock()
 		defer j.mu.Unlock()
 	}
-	held, err := readMemberships(joins[0].ns, joins[0].index)
+	if !slices.ContainsFunc(joins, func(j *Joins) bool { return len(j.joined) > 0 }) {
+		return nil
+	}
+	held, err := readMemberships(ns, ifindex)
 	if err != nil {
 		return err
 	}
@@ -287,10 +288,6 @@ func Restore(joins ...*Joins) error {
 	var lost []loss
 	var errs []error
 	for _, j := range joins {
-		if j.closed {
-			errs = append(errs, net.ErrClosed)
-			continue
-		}
 		for _, addr := range slices.SortedFunc(maps.Keys(j.joined), netip.Addr.Compare) {
 			if _, ok := held[addr]; ok && !j.joined[addr].lost {
 				continue

@@ -20,6 +20,7 @@ import (
 
 	"github.com/seed-aaab8e3a/cni-mld/mld"
 	"github.com/seed-aaab8e3a/cni-mld/mld/kernel"
+	"github.com/seed-aaab8e3a/cni-mld/mld/netns"
 	"github.com/seed-aaab8e3a/cni-mld/netnslab"
 )
 
@@ -389,6 +390,10 @@ func joinEvents(t *testing.T, e *netnslab.Endpoint) *netlink.Conn {
 	return events
 }
 
+func restore(e *netnslab.Endpoint, joins ...*kernel.Joins) error {
+	return kernel.Restore(e.Node().Netns(), e.Index(), joins...)
+}
+
 // What the kernel has forgotten with IPv6 is joined again with its filter, and nothing is left that it still has.
 func TestRestore(t *testing.T) {
 	t.Parallel()
@@ -406,14 +411,14 @@ func TestRestore(t *testing.T) {
 		}
 	}
 	mtu("1000")
-	if err := kernel.Restore(j); err == nil || !strings.Contains(err.Error(), "MTU") {
+	if err := restore(e, j); err == nil || !strings.Contains(err.Error(), "MTU") {
 		t.Errorf("restored without IPv6: %v", err)
 	}
 	mtu("1500")
 	if held := igmp6(t, e.Node(), e.Index()); held[lost] || held[filtered] {
 		t.Fatalf("the kernel has not forgotten: %v", held)
 	}
-	if err := kernel.Restore(j); err != nil {
+	if err := restore(e, j); err != nil {
 		t.Fatal(err)
 	}
 	if held := igmp6(t, e.Node(), e.Index()); !held[lost] || !held[filtered] {
@@ -421,7 +426,7 @@ func TestRestore(t *testing.T) {
 	}
 	const rtmNewMulticast = 56
 	events := joinEvents(t, e)
-	if err := errors.Join(kernel.Restore(j), j.Join(group)); err != nil {
+	if err := errors.Join(restore(e, j), j.Join(group)); err != nil {
 		t.Fatal(err)
 	}
 	messages, err := events.Receive()
@@ -570,7 +575,7 @@ func TestRestoreFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	run(t, e.Node(), "ip", "link", "set", "dev", e.Name(), "mtu", "1000")
-	if err := kernel.Restore(j); err == nil {
+	if err := restore(e, j); err == nil {
 		t.Fatal("restored without IPv6")
 	}
 	run(t, e.Node(), "ip", "link", "set", "dev", e.Name(), "mtu", "1500")
@@ -581,7 +586,7 @@ func TestRestoreFails(t *testing.T) {
 		t.Errorf("%v is not joined, and to join it is no error", again)
 	}
 	other := e.Join(others)
-	if err := errors.Join(kernel.Restore(j), other.Close()); err != nil {
+	if err := errors.Join(restore(e, j), other.Close()); err != nil {
 		t.Error(err)
 	}
 	if held := igmp6(t, e.Node(), e.Index()); !held[again] || !held[others] {
@@ -602,7 +607,7 @@ func TestRestoreOddName(t *testing.T) {
 	run(t, e.Node(), "ip", "link", "set", "dev", e.Name(), "name", "a\u2003b")
 	run(t, e.Node(), "ip", "link", "set", "dev", "a\u2003b", "up")
 	events := joinEvents(t, e)
-	if err := errors.Join(kernel.Restore(j), j.Join(group)); err != nil {
+	if err := errors.Join(restore(e, j), j.Join(group)); err != nil {
 		t.Fatal(err)
 	}
 	for {
@@ -631,7 +636,7 @@ func TestRestoreTogether(t *testing.T) {
 	}
 	run(t, e.Node(), "ip", "link", "set", "dev", e.Name(), "mtu", "1000")
 	run(t, e.Node(), "ip", "link", "set", "dev", e.Name(), "mtu", "1500")
-	if err := kernel.Restore(first, second); err != nil {
+	if err := restore(e, first, second); err != nil {
 		t.Fatal(err)
 	}
 	for _, step := range []struct {
@@ -644,5 +649,42 @@ func TestRestoreTogether(t *testing.T) {
 		if held := igmp6(t, e.Node(), e.Index())[group]; held != step.want {
 			t.Errorf("joined after a leave: %v, want %v", held, step.want)
 		}
+	}
+}
+
+// What is joined is joined again beside what has ended, in any order, and also where only the sockets are left of who has
+// joined it.
+func TestRestoreBesideEnded(t *testing.T) {
+	t.Parallel()
+	e := pod(t)
+	ns, err := netns.Open(e.Node().Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed := newJoins(t, e)
+	left := kernel.NewJoins(ns, e.Index(), nil)
+	defer left.Close()
+	present := newJoins(t, e)
+	all := addrs(3)
+	for i, j := range []*kernel.Joins{closed, left, present} {
+		if err := j.Join(all[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(closed.Close(), ns.Close()); err != nil {
+		t.Fatal(err)
+	}
+	for _, joins := range [][]*kernel.Joins{{closed, left, present}, {left, present, closed}, {present, closed, left}} {
+		run(t, e.Node(), "ip", "link", "set", "dev", e.Name(), "mtu", "1000")
+		run(t, e.Node(), "ip", "link", "set", "dev", e.Name(), "mtu", "1500")
+		if err := restore(e, joins...); err != nil {
+			t.Error(err)
+		}
+		if held := igmp6(t, e.Node(), e.Index()); held[all[0]] || !held[all[1]] || !held[all[2]] {
+			t.Errorf("joined of %v: %v, want all but the first", all, held)
+		}
+	}
+	if err := kernel.Restore(ns, e.Index(), closed); err != nil {
+		t.Errorf("nothing to join again: %v", err)
 	}
 }

@@ -578,6 +578,45 @@ func TestGivenBackAdopted(t *testing.T) {
 	r.wantNoAgents()
 }
 
+// TestRestoredBesideEnded: what an attachment without a listener has declared is joined again, too, when IPv6 begins anew on
+// an interface that has a listener for another network.
+func TestRestoredBesideEnded(t *testing.T) {
+	r := &rig{TB: t, lab: netnslab.New(t), runDir: newRunDir(t)}
+	cfg := config(t, r.runDir)
+	cfg.MaxJoined = 20
+	r.serve(cfg)
+	pod, _ := r.pod("c1")
+	r.add("lab", pod.Node(), settings(t, `"groups": ["%v"]`, first))
+	var joined []*netnslab.Membership
+	for i := range cfg.MaxJoined {
+		joined = append(joined, pod.Join(netip.MustParseAddr(fmt.Sprintf("ff05::99:%x", i))))
+	}
+	netnslab.WaitFor(t, "end of the listener", patience, func() (bool, string) {
+		a := r.all(&api.Request{Op: api.OpList})[0].Attachment
+		return a.State == api.StateEnded, a.State
+	})
+	for _, m := range joined {
+		m.Close()
+	}
+	other := settings(t, `"groups": ["%v"]`, second)
+	netnslab.WaitFor(t, "ADD", patience, func() (bool, string) { // the former listener may be on its way out
+		answer, err := r.call(r.request(api.OpAdd, "other", pod.Node(), other))
+		return err == nil && answer.Error == nil, fmt.Sprint(answer, err)
+	})
+	filters := func() string { return fmt.Sprint(filterOf(t, pod, first), ", ", filterOf(t, pod, second)) }
+	for range 8 { // whichever comes first
+		for _, mtu := range []string{"1000", "1500"} {
+			if out, err := pod.Node().Command(t.Context(), "ip", "link", "set", "dev", "eth0", "mtu", mtu).CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+		}
+		netnslab.WaitFor(t, "both groups to be joined again", patience, func() (bool, string) {
+			f := filters()
+			return f == "exclude [], exclude []", f
+		})
+	}
+}
+
 // TestMuteRefused: where the next daemon cannot start a listener as long as it tries, the kernel holds what is declared
 // until DEL, or until a daemon can.
 func TestMuteRefused(t *testing.T) {

@@ -228,13 +228,16 @@ func (d *Daemon) restore(i *iface) {
 	defer leave()
 	var joins []*kernel.Joins
 	d.mu.Lock()
+	if now := d.interfaces[id]; now != nil { // another listener may have followed, and the namespace of i be closed
+		i = now
+	}
 	for _, a := range d.attachments {
-		if a.iface.id == id {
+		if a.iface.id == id { // also where its own listener has ended: the kernel may hold what it has joined
 			joins = append(joins, a.joins)
 		}
 	}
 	d.mu.Unlock()
-	if err := kernel.Restore(joins...); err != nil {
+	if err := kernel.Restore(i.netns, id.index, joins...); err != nil {
 		i.log.Warn("groups not joined again", "err", err)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"runtime"
 	"strings"
@@ -358,6 +359,41 @@ func TestRestoreOnce(t *testing.T) {
 		n := restoring()
 		return n == 0, fmt.Sprint(n)
 	})
+}
+
+// TestRestoreReplaced: what a listener was about to have joined again is joined again also when another one has followed it.
+func TestRestoreReplaced(t *testing.T) {
+	b := newBench(t)
+	d := b.begin()
+	defer b.end(d)
+	if err := b.add(t.Context(), d, "a"); err != nil {
+		t.Fatal(err)
+	}
+	a := d.lookup(api.Attachment{Network: "a", ContainerID: "c1", IfName: "eth0"})
+	if err := a.joins.Join(netip.MustParseAddr("ff05::4321")); err != nil {
+		t.Fatal(err)
+	}
+	ns, err := netns.Open(b.pod.Node().Path())
+	if err == nil {
+		err = ns.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.iface.restoring.Store(true) // it leaves that to the other one
+	for _, mtu := range []string{"1000", "1500"} {
+		if out, err := b.pod.Node().Command(t.Context(), "ip", "link", "set", "dev", "eth0", "mtu", mtu).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	d.restore(&iface{id: a.iface.id, netns: ns, log: a.iface.log})
+	joined, err := b.pod.Node().Command(t.Context(), "cat", "/proc/net/igmp6").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(joined), "ff050000000000000000000000004321") {
+		t.Errorf("not joined again:\n%s", joined)
+	}
 }
 
 // TestReplacedThoughOvertaken: a listener that is to make room for one with another voice is followed by that one, also when
