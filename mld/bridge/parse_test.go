@@ -64,6 +64,25 @@ func fakePort(t *testing.T, look func() (group string, flags netlink.HeaderFlags
 	return p
 }
 
+// An address that only looks link-local to Go is none that a bridge asks from.
+func TestMappedAddress(t *testing.T) {
+	for addr, want := range map[netip.Addr]netip.Addr{
+		netip.MustParseAddr("::ffff:169.254.0.1"): {},
+		netip.MustParseAddr("fe80::1"):            netip.MustParseAddr("fe80::1"),
+	} {
+		conn := nltest.Dial(func(request []netlink.Message) ([]netlink.Message, error) {
+			answer := netlink.Message{Header: request[0].Header}
+			answer.Data = binary.NativeEndian.AppendUint32([]byte{unix.AF_INET6, 64, 0, 0}, 2)
+			answer.Data = append(answer.Data, nest(unix.IFA_ADDRESS, addr.AsSlice())...)
+			return nltest.Multipart([]netlink.Message{answer, {Header: request[0].Header}})
+		})
+		if got, err := (&Port{BridgeIndex: 2, conn: conn}).linkLocal(); err != nil || got != want {
+			t.Errorf("of a bridge with %v: %v, %v, want %v", addr, got, err, want)
+		}
+		_ = conn.Close()
+	}
+}
+
 // A dump that a change interrupted is not believed.
 func TestInterruptedDump(t *testing.T) {
 	for _, interruptions := range []int{0, 1, dumpTries - 1, dumpTries} {

@@ -211,7 +211,8 @@ func (p *Port) linkLocal() (netip.Addr, error) {
 			return netip.Addr{}, fmt.Errorf("bridge %s: addresses: %w", p.Bridge, err)
 		}
 		for ad.Next() {
-			if addr, ok := netip.AddrFromSlice(ad.Bytes()); ad.Type() == unix.IFA_ADDRESS && ok && addr.IsLinkLocalUnicast() {
+			addr, ok := netip.AddrFromSlice(ad.Bytes())
+			if ad.Type() == unix.IFA_ADDRESS && ok && addr.IsLinkLocalUnicast() && !addr.Is4In6() {
 				return addr, nil
 			}
 		}
