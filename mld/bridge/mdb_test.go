@@ -38,9 +38,7 @@ func TestDumpAgreesWithIproute2(t *testing.T) {
 			bob.Join(group)
 			sources(t, alice, "ff35::1", (*ipv6.PacketConn).JoinSourceSpecificGroup, "fd00::1", "fd00::2")
 			bob.Join(netip.MustParseAddr("ff05::ee"))
-			sources(t, alice, "ff05::ee", func(c *ipv6.PacketConn, ifi *net.Interface, group, source net.Addr) error {
-				return errors.Join(c.JoinGroup(ifi, group), c.ExcludeSourceSpecificGroup(ifi, group, source))
-			}, "fd00::66")
+			sources(t, alice, "ff05::ee", exclude, "fd00::66")
 			add := host.Command(t.Context(), "bridge", "mdb", "add", "dev", "br0", "port", "bob", "grp", "ff05::9", "permanent")
 			if out, err := add.CombinedOutput(); err != nil {
 				t.Fatalf("%v: %s", err, out)
@@ -109,6 +107,11 @@ func sources(t *testing.T, e *netnslab.Endpoint, group string,
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// exclude is for sources.
+func exclude(c *ipv6.PacketConn, ifi *net.Interface, group, source net.Addr) error {
+	return errors.Join(c.JoinGroup(ifi, group), c.ExcludeSourceSpecificGroup(ifi, group, source))
 }
 
 // iproute2 reads the database of a bridge by `bridge mdb`.
@@ -264,6 +267,50 @@ func TestListen(t *testing.T) {
 	listen() // and no Wait
 }
 
+// What has come since Listen is not there for good: a group may have been left again, or a source be kept out of it.
+func TestListenTakenBack(t *testing.T) {
+	t.Parallel()
+	lab := netnslab.New(t)
+	options := fast
+	options.Querier = 2
+	alice := lab.Bridge("br0", options).Connect(lab.Node("alice"), "eth0", netnslab.FastLeave)
+	port := alice.Port()
+	wait := func(what string, want bool, is func(bridge.Entry) bool) {
+		t.Helper()
+		netnslab.WaitFor(t, what, 10*time.Second, func() (bool, string) {
+			entries, err := port.Members()
+			return err == nil && slices.ContainsFunc(entries, is) == want, fmt.Sprint(entries, err)
+		}, lab.Host())
+	}
+	left, other, source := netip.MustParseAddr("ff05::1"), netip.MustParseAddr("ff05::2"), netip.MustParseAddr("fd00::1")
+	for flow, do := range map[bridge.Flow]func(){
+		{Group: left}: func() {
+			member := alice.Join(left)
+			there := func(e bridge.Entry) bool { return e.Group == left && e.Forwards() }
+			wait("entry", true, there)
+			if err := member.Close(); err != nil {
+				t.Fatal(err)
+			}
+			wait("end of the entry", false, there)
+		},
+		{Group: other, Source: source}: func() {
+			sources(t, alice, other.String(), exclude, source.String())
+			wait("blocked source", true, func(e bridge.Entry) bool { return e.Group == other && e.Blocked })
+		},
+	} {
+		if err := port.Listen(); err != nil {
+			t.Fatal(err)
+		}
+		do()
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		err := port.WaitFlows(ctx, flow)
+		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), flow.String()) {
+			t.Errorf("got %v, want that %v is missing", err, flow)
+		}
+	}
+}
+
 func TestWaitEndsWithThePort(t *testing.T) {
 	t.Parallel()
 	br, alice, bob := pair(t, netnslab.BridgeOptions{})
@@ -310,9 +357,6 @@ func TestB17_B18_WaitFlows(t *testing.T) {
 	t.Parallel()
 	included, excluded, any := netip.MustParseAddr("ff35::8000:1"), netip.MustParseAddr("ff05::ee"), netip.MustParseAddr("ff05::aa")
 	one, two := netip.MustParseAddr("fd00::1"), netip.MustParseAddr("fd00::2")
-	exclude := func(c *ipv6.PacketConn, ifi *net.Interface, group, source net.Addr) error {
-		return errors.Join(c.JoinGroup(ifi, group), c.ExcludeSourceSpecificGroup(ifi, group, source))
-	}
 	for _, version := range []int{1, 2} {
 		t.Run(fmt.Sprintf("MLDv%d", version), func(t *testing.T) {
 			t.Parallel()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -22,8 +23,8 @@ func TestOverflowReadsTheDatabaseAgain(t *testing.T) {
 	defer events.Close()
 	missing := make(pending)
 	missing.add(Flow{Group: netip.MustParseAddr("ff05::1")})
-	if err := (&Port{}).follow(events, missing, true, 0); err != nil {
-		t.Errorf("got %v, want a new look at the database", err)
+	if reread, err := (&Port{}).follow(events, missing, missing, true, 0); err != nil || !reread {
+		t.Errorf("got %v, %v, want a new look at the database", reread, err)
 	}
 }
 
@@ -104,25 +105,27 @@ func TestInterruptedDump(t *testing.T) {
 	}
 }
 
-// Who waits does not mind how often a dump is interrupted before the time is up.
+// Who waits does not mind how often a dump is interrupted before the time is up, and looks again at intervals.
 func TestWaitInterrupted(t *testing.T) {
-	for _, interruptions := range []int{3 * dumpTries, math.MaxInt} {
-		ctx, cancel := context.WithCancel(t.Context())
+	for interruptions, patience := range map[int]time.Duration{dumpTries: 10 * time.Second, math.MaxInt: 2 * secondLook} {
 		asked := 0
 		p := fakePort(t, func() (string, netlink.HeaderFlags) {
-			if asked++; asked == 4*dumpTries {
-				cancel()
-			}
-			if asked <= interruptions {
+			if asked++; asked <= interruptions {
 				return "ff05::1", netlink.DumpInterrupted
 			}
 			return "ff05::1", 0
 		})
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		err := p.Wait(ctx, netip.MustParseAddr("ff05::1"))
-		if want := ctx.Err(); !errors.Is(err, want) || (want == nil) != (interruptions < math.MaxInt) {
-			t.Errorf("after %d interruptions: %v, want %v", asked, err, want)
-		}
 		cancel()
+		switch {
+		case interruptions == dumpTries && err != nil:
+			t.Errorf("after %d interruptions: %v", interruptions, err)
+		case interruptions > dumpTries && (!errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), errInterrupted.Error())):
+			t.Errorf("always interrupted: %v, want that it was", err)
+		case asked > 2*dumpTries:
+			t.Errorf("asked %d times in %v, want %d at most", asked, patience, 2*dumpTries)
+		}
 	}
 }
 

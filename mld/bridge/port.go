@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"net/netip"
 	"os"
@@ -247,8 +248,9 @@ func (p *Port) Members() ([]Entry, error) {
 	return slices.DeleteFunc(all, func(e Entry) bool { return e.Port != p.Index }), nil
 }
 
-// Listen lets the next Wait know of the entries that come from now on. If those are all it waits for, it need not read
-// the database, which has the entries of all ports of all bridges, and which the kernel locks while it is read.
+// Listen lets the next Wait know of the entries that come from now on. If those are all it waits for, and nothing of that
+// is taken back, it need not read the database, which has the entries of all ports of all bridges, and which the kernel
+// locks while it is read.
 func (p *Port) Listen() error {
 	events, err := p.dialEvents()
 	if err != nil {
@@ -327,6 +329,10 @@ func (e *missingError) Unwrap() error { return e.cause }
 
 // wait waits for entries; some says that for a flow from any source one from some source is enough.
 func (p *Port) wait(ctx context.Context, flows []Flow, some bool) error {
+	wanted := make(pending)
+	for _, f := range flows {
+		wanted.add(f)
+	}
 	// Events first and the database afterwards, so that nothing falls between them.
 	heard := p.news.Swap(nil)
 	if heard == nil {
@@ -335,7 +341,7 @@ func (p *Port) wait(ctx context.Context, flows []Flow, some bool) error {
 			return err
 		}
 		heard = &news{events: events}
-	} else if told, err := p.told(ctx, heard, flows, some); told || err != nil {
+	} else if told, err := p.told(ctx, heard, wanted, some); told || err != nil {
 		return errors.Join(err, heard.events.Close())
 	}
 	events := heard.events
@@ -343,13 +349,11 @@ func (p *Port) wait(ctx context.Context, flows []Flow, some bool) error {
 	defer context.AfterFunc(ctx, func() { _ = events.SetReadDeadline(time.Unix(1, 0)) })()
 
 	for look := secondLook; ; {
-		missing, err := p.missing(flows, some)
+		missing, err := p.missing(wanted, some)
+		interrupted := errors.Is(err, errInterrupted)
 		switch {
-		case errors.Is(err, errInterrupted):
-			if ctx.Err() != nil {
-				return &missingError{err.Error(), context.Cause(ctx)}
-			}
-			continue
+		case interrupted: // the next try is to come at a calmer moment
+			missing = wanted.clone()
 		case err != nil || len(missing) == 0:
 			return err
 		}
@@ -362,15 +366,18 @@ func (p *Port) wait(ctx context.Context, flows []Flow, some bool) error {
 		if ctx.Err() != nil {
 			_ = events.SetReadDeadline(time.Unix(1, 0))
 		}
-		err = p.follow(events, missing, some, 0)
-		if errors.Is(err, os.ErrDeadlineExceeded) {
+		_, end := p.follow(events, missing, missing, some, 0)
+		if errors.Is(end, os.ErrDeadlineExceeded) {
 			if look *= 2; ctx.Err() == nil {
 				continue
 			}
-			err = context.Cause(ctx)
+			end = context.Cause(ctx)
 		}
-		if err != nil {
-			return &missingError{fmt.Sprintf("%s: no entry for %v", p, missing.flows()), err}
+		switch {
+		case end != nil && interrupted:
+			return &missingError{err.Error(), end}
+		case end != nil:
+			return &missingError{fmt.Sprintf("%s: no entry for %v", p, missing.flows()), end}
 		}
 	}
 }
@@ -384,25 +391,43 @@ const secondLook = 100 * time.Millisecond
 // none comes. An event comes within a moment of the Report.
 const newsDelay = 20 * time.Millisecond
 
-// told tells whether there were events of entries for all flows.
-func (p *Port) told(ctx context.Context, heard *news, flows []Flow, some bool) (bool, error) {
-	missing := make(pending)
-	for _, f := range flows {
-		missing.add(f)
-	}
+// told tells whether there were events of entries for all that is wanted, and none that takes something of it back.
+func (p *Port) told(ctx context.Context, heard *news, wanted pending, some bool) (bool, error) {
+	missing := wanted.clone()
 	stop := context.AfterFunc(ctx, func() { _ = heard.events.SetReadDeadline(time.Unix(1, 0)) })
-	_ = p.follow(heard.events, missing, some, heard.before) // what it fails for shows again
+	reread, err := p.follow(heard.events, missing, wanted, some, heard.before) // what it fails for shows again
 	if !stop() {
-		return len(missing) == 0, nil // the time is up
+		return false, nil // the time is up
 	}
 	if err := heard.events.SetReadDeadline(time.Now().Add(newsDelay)); err != nil {
 		return false, fmt.Errorf("%s: %w", p, err)
 	}
-	_ = p.follow(heard.events, missing, some, 0)
+	if !reread && err == nil {
+		reread, err = p.follow(heard.events, missing, wanted, some, 0)
+	}
+	for more := true; more && !reread && err == nil; { // what has come may have gone since
+		if more, err = queued(heard.events); more {
+			reread, err = p.hear(heard.events, missing, wanted, some)
+		}
+	}
+	told := !reread && err == nil
 	if err := heard.events.SetReadDeadline(time.Time{}); err != nil {
 		return false, fmt.Errorf("%s: %w", p, err)
 	}
-	return len(missing) == 0, nil
+	return told, nil
+}
+
+// queued tells whether there is an event, or an error, to be read at once.
+func queued(events *netlink.Conn) (bool, error) {
+	raw, err := events.SyscallConn()
+	if err != nil {
+		return false, err
+	}
+	ready := 0
+	ctlErr := raw.Control(func(fd uintptr) {
+		ready, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	})
+	return ready > 0, errors.Join(ctlErr, err)
 }
 
 // pending is flows without an entry: their sources by group.
@@ -414,6 +439,20 @@ func (m pending) add(f Flow) {
 		m[f.Group] = make(map[netip.Addr]struct{})
 	}
 	m[f.Group][f.Source.WithZone("")] = struct{}{}
+}
+
+func (m pending) clone() pending {
+	c := make(pending, len(m))
+	for group, sources := range m {
+		c[group] = maps.Clone(sources)
+	}
+	return c
+}
+
+// of tells whether the entry is of one of the flows.
+func (m pending) of(e Entry) bool {
+	_, ok := m[e.Group][e.Source]
+	return ok
 }
 
 // serve removes what the entry forwards, provided that no other entry keeps it out.
@@ -443,67 +482,68 @@ func (m pending) flows() []Flow {
 	return list
 }
 
-// missing returns those flows that no entry on the port forwards.
-func (p *Port) missing(flows []Flow, some bool) (pending, error) {
+// missing returns what of wanted no entry on the port forwards.
+func (p *Port) missing(wanted pending, some bool) (pending, error) {
 	members, err := p.Members()
 	if err != nil {
 		return nil, err
 	}
-	missing, wanted := make(pending), make(map[Flow]struct{}, len(flows))
-	for _, f := range flows {
-		missing.add(f)
-		wanted[Flow{f.Group.WithZone(""), f.Source.WithZone("")}] = struct{}{}
-	}
+	missing := wanted.clone()
 	for _, e := range members {
 		missing.serve(e, some)
 	}
 	for _, e := range members { // which an entry for any source may have served too early
-		f := Flow{e.Group, e.Source}
-		if _, ok := wanted[f]; ok && e.Blocked {
-			missing.add(f)
+		if e.Blocked && wanted.of(e) {
+			missing.add(Flow{e.Group, e.Source})
 		}
 	}
 	return missing, nil
 }
 
-// follow applies events to missing until no more groups than rest are left there, or until the database must be read:
-// events were lost, or an entry that kept something out has gone.
-func (p *Port) follow(events *netlink.Conn, missing pending, some bool, rest int) error {
-	for len(missing) > rest {
-		messages, err := events.Receive()
-		if errors.Is(err, unix.ENOBUFS) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		for _, m := range messages {
-			switch m.Header.Type {
-			case unix.RTM_DELLINK:
-				if p.concerns(m.Data) {
-					return ErrNotPort
+// follow hears events until no more groups than rest are left in missing, or until the database must be read.
+func (p *Port) follow(events *netlink.Conn, missing, wanted pending, some bool, rest int) (reread bool, err error) {
+	for len(missing) > rest && !reread && err == nil {
+		reread, err = p.hear(events, missing, wanted, some)
+	}
+	return reread, err
+}
+
+// hear applies the next event to missing. With reread the database must be read: events were lost, an entry of a wanted
+// group has gone, which may have forwarded something or kept it out, or there is one that keeps out what is wanted.
+func (p *Port) hear(events *netlink.Conn, missing, wanted pending, some bool) (reread bool, err error) {
+	messages, err := events.Receive()
+	if errors.Is(err, unix.ENOBUFS) {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	for _, m := range messages {
+		switch m.Header.Type {
+		case unix.RTM_DELLINK:
+			if p.concerns(m.Data) {
+				return false, ErrNotPort
+			}
+		case unix.RTM_NEWMDB, unix.RTM_DELMDB:
+			entries, err := parseEntries(m.Data)
+			if err != nil {
+				return false, err
+			}
+			for _, e := range entries {
+				if e.Bridge != p.BridgeIndex || e.Port != p.Index {
+					continue
 				}
-			case unix.RTM_NEWMDB, unix.RTM_DELMDB:
-				entries, err := parseEntries(m.Data)
-				if err != nil {
-					return err
-				}
-				for _, e := range entries {
-					if e.Bridge != p.BridgeIndex || e.Port != p.Index {
-						continue
-					}
-					if m.Header.Type == unix.RTM_DELMDB {
-						if _, ok := missing[e.Group]; ok && e.Source.IsValid() {
-							return nil
-						}
-						continue
-					}
+				gone := m.Header.Type == unix.RTM_DELMDB
+				switch {
+				case gone && wanted[e.Group] != nil, e.Blocked && wanted.of(e):
+					reread = true
+				case !gone:
 					missing.serve(e, some)
 				}
 			}
 		}
 	}
-	return nil
+	return reread, nil
 }
 
 // concerns tells whether a message about a link, an ifinfomsg, is about this port.
