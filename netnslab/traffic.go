@@ -245,7 +245,8 @@ func (e *Endpoint) notMember(group netip.Addr) string {
 		return ""
 	}
 	for line := range strings.Lines(string(memberships)) {
-		if f := strings.Fields(line); len(f) > 2 && f[0] == strconv.Itoa(e.index) && f[2] == fmt.Sprintf("%x", group.AsSlice()) {
+		f := strings.FieldsFunc(line, func(r rune) bool { return r == ' ' }) // the name may hold U+2003 and the like
+		if len(f) > 2 && f[0] == strconv.Itoa(e.index) && f[2] == fmt.Sprintf("%x", group.AsSlice()) {
 			return ""
 		}
 	}
