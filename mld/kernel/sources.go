@@ -236,7 +236,11 @@ func withSourceNewest(ifindex int) (done func()) {
 	putStorage(b[groupAt:], interfaceLocal)
 	putStorage(b[groupAt+storageLen:], netip.IPv6Unspecified())
 	_ = unix.SetsockoptString(fd, unix.SOL_IPV6, unix.MCAST_JOIN_SOURCE_GROUP, string(b))
-	return func() { _ = unix.Close(fd) }
+	return func() {
+		// Not by the end of the socket, which is late while a child that is being started holds a copy.
+		_ = unix.SetsockoptString(fd, unix.SOL_IPV6, unix.MCAST_LEAVE_SOURCE_GROUP, string(b))
+		_ = unix.Close(fd)
+	}
 }
 
 // interfaceLocal is an address for source-specific multicast that nobody else has a use for.
