@@ -1217,7 +1217,6 @@ type deaf struct {
 
 func (d deaf) ReadPacket() (packet []byte, unicast bool, err error) { return nil, false, d.err }
 
-// TestTakeOverFails: without the standing memberships there is no agent.
 // TestPrepare: what is wanted of an agent before it begins is told when it does, and it ends without having begun.
 func TestPrepare(t *testing.T) {
 	for name, test := range map[string]struct {
@@ -1257,6 +1256,7 @@ func TestPrepare(t *testing.T) {
 	}
 }
 
+// TestTakeOverFails: without the standing memberships there is no agent.
 func TestTakeOverFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		broken := errors.New("broken")

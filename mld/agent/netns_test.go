@@ -663,9 +663,12 @@ func TestMappedAddress(t *testing.T) {
 	pod.LinkLocal()
 	a := start(t, config(pod))
 	c := peer.Capture(netnslab.MLD)
-	add := pod.Node().Command(t.Context(), "ip", "addr", "add", "::ffff:169.254.0.1/128", "dev", "eth0")
+	add := pod.Node().Command(t.Context(), "ip", "addr", "add", "::ffff:169.254.0.1/128", "dev", "eth0", "nodad")
 	if out, err := add.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
+	}
+	if source := state(t, a).Link.Source; source != pod.LinkLocal() { // of the link as it is now
+		t.Errorf("the source is %v, want %v", source, pod.LinkLocal())
 	}
 	declare(t, a, group)
 	if f := c.Wait(patience, "Report", message(mld.TypeReport, group)); f.Src() != pod.LinkLocal() {

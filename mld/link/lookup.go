@@ -74,7 +74,8 @@ func (l *Lookup) find(index int, name string) (Found, error) {
 }
 
 // NetnsID returns the number by which the namespace of the Lookup knows another one (ip netns list-id). ok is false if
-// it knows it by none: then no interface in it leads there.
+// it knows it by none. The kernel assigns the number when it tells of an interface that leads there, so such an interface
+// must have been found by a Lookup before.
 func (l *Lookup) NetnsID(other *netns.Namespace) (id int, ok bool, err error) {
 	const sizeofRtGenmsg, notAssigned = 4, -1 // with its padding
 	e := netlink.NewAttributeEncoder()
