@@ -742,7 +742,8 @@ func TestMirrorAnnouncement(t *testing.T) {
 	f.wants(e, group, exclude(0))
 }
 
-// nextOf returns what waits for the next change of an address, after what stands. The mirror ends with the test.
+// nextOf returns what waits for the next change of an address, after what stands. Changes of others that come before are
+// kept until they are asked for. The mirror ends with the test.
 func nextOf(t *testing.T, m *kernel.Mirror) func(addr netip.Addr) kernel.Change {
 	t.Helper()
 	giveUp := time.AfterFunc(patience, func() { m.Close() })
@@ -753,18 +754,20 @@ func nextOf(t *testing.T, m *kernel.Mirror) func(addr netip.Addr) kernel.Change 
 	if _, err := m.Next(); err != nil {
 		t.Fatal(err)
 	}
+	var kept []kernel.Change
 	return func(addr netip.Addr) kernel.Change {
 		t.Helper()
 		for {
+			if i := slices.IndexFunc(kept, func(c kernel.Change) bool { return c.Addr == addr }); i >= 0 {
+				c := kept[i]
+				kept = slices.Delete(kept, i, i+1)
+				return c
+			}
 			changes, err := m.Next()
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, c := range changes {
-				if c.Addr == addr {
-					return c
-				}
-			}
+			kept = append(kept, changes...)
 		}
 	}
 }
