@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -478,6 +479,7 @@ func TestV2_16_MirrorStandingFilters(t *testing.T) {
 				return n >= 1, fmt.Sprintf("%d dropped packets", n)
 			})
 			wire := e.Peer().Capture(netnslab.MLD)
+			var reported atomic.Bool // of a kernel that is late: the last of its repeats
 			f := followWith(t, e, m, func(c kernel.Change) {
 				if c.Addr.IsInterfaceLocalMulticast() && c.Addr != netip.MustParseAddr("ff01::1") {
 					t.Errorf("the mirror tells of its own address: %+v", c)
@@ -487,6 +489,9 @@ func TestV2_16_MirrorStandingFilters(t *testing.T) {
 					if r.MulticastAddress.IsInterfaceLocalMulticast() {
 						t.Errorf("the kernel would report the mirror's own address: %+v", r)
 					}
+					if r.MulticastAddress == tc.addr {
+						reported.Store(true)
+					}
 				}
 			})
 			first := anything
@@ -494,7 +499,8 @@ func TestV2_16_MirrorStandingFilters(t *testing.T) {
 				first = tc.want
 			}
 			f.equal(e)
-			if c := f.filter(tc.addr); told(c) != first {
+			c := f.filter(tc.addr)
+			if told(c) != first && !(told(c) == tc.want && reported.Load()) {
 				t.Errorf("%+v is told at first, %05b, want %05b", c, told(c), first)
 			}
 			f.ask(e, m)
