@@ -61,8 +61,8 @@ func TestFlights(t *testing.T) {
 		if took := time.Since(begin); mostTotal != 3 || took != 3*time.Second {
 			t.Errorf("%d at once, took %v; want 3 and 3s", mostTotal, took)
 		}
-		if len(f.busy) != 0 {
-			t.Errorf("%v are left over", f.busy)
+		if len(f.queues) != 0 {
+			t.Errorf("%v are left over", f.queues)
 		}
 
 		_, leave, err := f.enter(t.Context(), "a")
@@ -80,6 +80,46 @@ func TestFlights(t *testing.T) {
 			t.Errorf("a free key is refused: %v", err)
 		} else {
 			leave()
+		}
+	})
+}
+
+// TestFlightsInOrder: who waits has its turn in the order of coming, also where somebody between gives up; and who has come
+// before is overtaken, be it at work or waiting.
+func TestFlightsInOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var f flights[string]
+		done := make(chan string, 5)
+		impatient, giveUp := context.WithCancel(t.Context())
+		for n := range cap(done) {
+			ctx := t.Context()
+			if n == 2 {
+				ctx = impatient
+			}
+			if n == 4 {
+				f.overtake("a")
+			}
+			go func() {
+				within, leave, err := f.enter(ctx, "a")
+				if err != nil {
+					done <- fmt.Sprint(n, ": ", err)
+					return
+				}
+				<-time.After(time.Second)
+				done <- fmt.Sprint(n, ": ", context.Cause(within))
+				leave()
+			}()
+			synctest.Wait() // it is at work or waits
+		}
+		giveUp()
+		var got []string
+		for range cap(done) {
+			got = append(got, <-done)
+		}
+		const overtaken = "another request for it has overtaken this one"
+		want := []string{"2: context canceled", "0: " + overtaken, "1: " + overtaken, "3: " + overtaken, "4: <nil>"}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Error(diff)
 		}
 	})
 }
@@ -245,11 +285,11 @@ func (b *bench) end(d *Daemon) {
 	}
 }
 
-// add has the container added to a network, with a listener beside which another one could be.
-func (b *bench) add(ctx context.Context, d *Daemon, network string) *types.Error {
+// request makes a request about the container and a network, with a listener beside which another one could be.
+func (b *bench) request(op, network string) *api.Request {
 	b.Helper()
 	r := &api.Request{
-		Op: api.OpAdd, Attachment: api.Attachment{Network: network, ContainerID: "c1", IfName: "eth0"},
+		Op: op, Attachment: api.Attachment{Network: network, ContainerID: "c1", IfName: "eth0"},
 		NetnsPath: b.pod.Node().Path(), Settings: api.DefaultSettings(),
 	}
 	r.Settings.KernelReports = api.KernelReportsKeep
@@ -259,12 +299,74 @@ func (b *bench) add(ctx context.Context, d *Daemon, network string) *types.Error
 			b.Fatal(err)
 		}
 	}
-	defer r.Close()
-	answer, err := d.handle(ctx, r)
-	if err != nil {
+	b.Cleanup(r.Close)
+	return r
+}
+
+// add has the container added to a network.
+func (b *bench) add(ctx context.Context, d *Daemon, network string) *types.Error {
+	b.Helper()
+	answer, err := d.handle(ctx, b.request(api.OpAdd, network), stays)
+	if answer == nil {
 		b.Fatal(err)
 	}
 	return answer.Error
+}
+
+// stays and leaves are clients that wait for an answer, or have given up.
+func stays() bool  { return false }
+func leaves() bool { return true }
+
+// TestDelOvertakesWaiting: an ADD that waits for its turn when its DEL comes is not done, and one that comes later is, unless
+// its client has given up meanwhile. They have their turns in the order in which they have come.
+func TestDelOvertakesWaiting(t *testing.T) {
+	b := newBench(t)
+	before := b.begin()
+	if err := b.add(t.Context(), before, "a"); err != nil {
+		t.Fatal(err)
+	}
+	b.end(before)
+
+	d := b.begin()
+	defer b.end(d)
+	var work sync.WaitGroup
+	for n, c := range []struct {
+		op   string
+		left func() bool
+		says string // "": it is done
+	}{
+		{api.OpAdd, stays, "its DEL has come before this was done"},
+		{api.OpAdd, leaves, "its DEL has come before this was done"},
+		{api.OpCheck, stays, "its DEL has come before this was done"},
+		{api.OpDel, stays, ""},
+		{api.OpDel, stays, ""},
+		{api.OpAdd, leaves, "its client has given up"},
+		{api.OpCheck, stays, "mldd does not know it"},
+		{api.OpAdd, stays, ""},
+		{api.OpAdd, leaves, "its client has given up"},
+	} {
+		r := b.request(c.op, "a")
+		work.Go(func() {
+			answer, err := d.handle(t.Context(), r, c.left)
+			switch {
+			case answer == nil || c.says == "" && answer.Error != nil:
+				t.Errorf("%d, %s: %+v, %v", n, c.op, answer, err)
+			case c.says != "" && (answer.Error == nil || !strings.Contains(answer.Error.Msg, c.says)):
+				t.Errorf("%d, %s: %v, want %q", n, c.op, answer.Error, c.says)
+			}
+		})
+		netnslab.WaitFor(t, "it to wait", requestTimeout, func() (bool, string) {
+			d.attaching.mu.Lock()
+			defer d.attaching.mu.Unlock()
+			waiting := len(d.attaching.queues[r.Attachment]) - 1
+			return waiting == n+1, fmt.Sprint(waiting)
+		})
+	}
+	d.adoptAll(t.Context())
+	work.Wait()
+	if d.lookup(b.request(api.OpAdd, "a").Attachment) == nil {
+		t.Error("the last ADD was not done")
+	}
 }
 
 // TestAddBeforeAdoption: an interface has one listener, also where another network comes to it before it is back after a

@@ -88,10 +88,6 @@ func (d *Daemon) serve(ctx context.Context, conn *net.UnixConn) error {
 		if err != nil && !errors.As(err, &fault) {
 			return err
 		}
-		if fault == nil && r.Op == api.OpAdd && hasLeft(conn) { // while there was no worker: its DEL may have come first
-			r.Close()
-			return fmt.Errorf("attachment %v: not begun: its client has given up", r.Attachment)
-		}
 		if fault == nil && api.Streams(r.Op) {
 			err := d.stream(ctx, conn, r)
 			r.Close()
@@ -101,13 +97,13 @@ func (d *Daemon) serve(ctx context.Context, conn *net.UnixConn) error {
 			continue
 		}
 		begin := time.Now()
-		answer := &api.Answer{Error: fault}
+		answer, failure := &api.Answer{Error: fault}, error(nil)
 		if fault == nil {
-			answer, err = d.handle(d.work, r)
+			answer, failure = d.handle(d.work, r, func() bool { return hasLeft(conn) })
 			r.Close()
-			if err != nil {
+			if answer == nil {
 				<-ctx.Done() // who looks for the next daemon is not to find this one again
-				return err
+				return failure
 			}
 		}
 		err = d.answer(conn, answer)
@@ -115,7 +111,7 @@ func (d *Daemon) serve(ctx context.Context, conn *net.UnixConn) error {
 		case fault != nil:
 			return fault // the place of the next line is lost
 		case r.Op != api.OpStatus:
-			d.logDone(r, answer, time.Since(begin))
+			d.logDone(r, answer, failure, time.Since(begin))
 		}
 		if err != nil {
 			return err
@@ -164,8 +160,9 @@ func checkPeer(conn *net.UnixConn) error {
 // errEnding makes the client look for the next daemon, when the socket is closed.
 var errEnding = errors.New("not answered: there were no attachments, and mldd is about to end")
 
-// handle does what a request asks for. The request stays the caller's to close.
-func (d *Daemon) handle(ctx context.Context, r *api.Request) (*api.Answer, error) {
+// handle does what a request asks for, unless left says that its client has gone. The request stays the caller's to close.
+// The error is the whole of the one that the answer has; without an answer there is none to give.
+func (d *Daemon) handle(ctx context.Context, r *api.Request, left func() bool) (*api.Answer, error) {
 	switch r.Op {
 	case api.OpStatus:
 		return &api.Answer{Status: d.status()}, nil
@@ -182,23 +179,24 @@ func (d *Daemon) handle(ctx context.Context, r *api.Request) (*api.Answer, error
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	answer, err := d.dispatch(ctx, r)
+	answer, err := d.dispatch(ctx, r, left)
 	if err != nil {
-		return &api.Answer{Error: asTypesError(err)}, nil
+		return &api.Answer{Error: asTypesError(err)}, err
 	}
 	return answer, nil
 }
 
-func (d *Daemon) logDone(r *api.Request, answer *api.Answer, took time.Duration) {
+func (d *Daemon) logDone(r *api.Request, answer *api.Answer, err error, took time.Duration) {
 	log := d.about(r.Attachment).With("op", r.Op)
-	if answer.Error != nil {
-		log.Warn("request refused", "err", answer.Error, "dur", took)
+	if err != nil {
+		log.Warn("request refused", "err", err, "dur", took)
 		return
 	}
 	log.Info("request done", "degraded", answer.Degraded, "dur", took)
 }
 
-func (d *Daemon) dispatch(ctx context.Context, r *api.Request) (*api.Answer, error) {
+// dispatch has a request done in its turn.
+func (d *Daemon) dispatch(ctx context.Context, r *api.Request, left func() bool) (*api.Answer, error) {
 	if r.Op == api.OpGC {
 		return &api.Answer{}, d.gc(ctx, r)
 	}
@@ -211,19 +209,24 @@ func (d *Daemon) dispatch(ctx context.Context, r *api.Request) (*api.Answer, err
 	}
 	defer leave()
 	answer := &api.Answer{}
-	switch r.Op {
-	case api.OpAdd:
-		answer.Degraded, err = d.add(within, r)
-	case api.OpCheck:
-		err = d.check(within, r)
-	case api.OpDel:
+	switch {
+	case r.Op == api.OpDel: // which is not overtaken: another one does the same
 		answer.Unknown = d.lookup(r.Attachment) == nil && !d.store.has(r.Attachment)
 		return answer, d.del(ctx, r.Attachment)
+	case errors.Is(context.Cause(within), errOvertaken): // while it has waited
+		err = errOvertaken
+	case r.Op == api.OpAdd && left(): // only now: a DEL that its client has sent since then waits for this
+		err = types.NewError(types.ErrTryAgainLater, fmt.Sprintf("attachment %v: not begun: its client has given up", r.Attachment), "")
+	case r.Op == api.OpAdd:
+		answer.Degraded, err = d.add(within, r)
+	case r.Op == api.OpCheck:
+		err = d.check(within, r)
 	default:
-		return nil, types.NewError(types.ErrDecodingFailure, fmt.Sprintf("request: op %q is unknown", r.Op), "")
+		err = types.NewError(types.ErrDecodingFailure, fmt.Sprintf("request: op %q is unknown", r.Op), "")
 	}
 	if err != nil && errors.Is(context.Cause(within), errOvertaken) {
-		return nil, types.NewError(types.ErrTryAgainLater, fmt.Sprintf("attachment %v: its DEL has come before this was done", r.Attachment), "")
+		err = errors.Join(types.NewError(types.ErrTryAgainLater,
+			fmt.Sprintf("attachment %v: its DEL has come before this was done", r.Attachment), ""), err)
 	}
 	return answer, err
 }
