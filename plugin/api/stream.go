@@ -36,7 +36,7 @@ type Interface struct {
 const (
 	StateReady    = "ready"    // the link is up, and every declared group is reported and, on a bridge, forwarded
 	StateDegraded = "degraded" // something of that is not so; Reason says what
-	StateEnded    = "ended"    // the listener is gone, because its interface is; Reason says more
+	StateEnded    = "ended"    // there is no listener, because its interface is gone or for another Reason
 )
 
 // AttachmentStatus describes an attachment and the interface that it is for. Two attachments of one interface share

@@ -13,7 +13,8 @@
 // from, and the agent sees that join like any application's. A group without is given to the agent alone.
 //
 // Streams (list, groups, watch) are for whoever looks in. They read what requests have left for them, ask the agents and
-// the bridges, and hold nobody up: events wait in a queue for each watcher, and those that find it full are counted.
+// the bridges, and hold nobody up: events wait in a queue for each watcher, and those that find it full are counted; and who
+// is slow to read a list has two seconds for the rest of it when the daemon is to end.
 //
 // # Restarts
 //

@@ -427,6 +427,26 @@ func TestStreamFails(t *testing.T) {
 	}
 }
 
+// TestStreamCutOff: when its time is over, a stream ends, though its client takes every line.
+func TestStreamCutOff(t *testing.T) {
+	b := newBench(t)
+	d := b.begin()
+	defer b.end(d)
+	close(d.adopted)
+	pair, err := socketpair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pair[0].Close()
+	defer pair[1].Close()
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	d.work = over
+	if err := d.stream(t.Context(), pair[0], &api.Request{Op: api.OpList}); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v, want %v", err, context.Canceled)
+	}
+}
+
 // TestRestoreOnce: however often IPv6 begins anew while an interface is busy, what is joined is looked at once.
 func TestRestoreOnce(t *testing.T) {
 	b := newBench(t)

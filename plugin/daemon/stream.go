@@ -17,7 +17,11 @@ import (
 	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
 )
 
-// stream answers a request that is answered by lines. What has an end is told to it in a handover, too.
+// lastLines is how long a stream with an end may still take when the daemon is told to end.
+const lastLines = 2 * time.Second
+
+// stream answers a request that is answered by lines. What has an end is told to it in a handover, too, to who takes it
+// in time.
 func (d *Daemon) stream(ctx context.Context, conn *net.UnixConn, r *api.Request) error {
 	host, whose := d.home, "mldd's"
 	if file := r.HostNetns; file != nil {
@@ -35,18 +39,30 @@ func (d *Daemon) stream(ctx context.Context, conn *net.UnixConn, r *api.Request)
 	if err := d.answer(conn, &api.Answer{}); err != nil {
 		return err
 	}
-	say := func(l *api.Line) error { return d.write(conn, func() error { return api.WriteLine(conn, l) }) }
+	work, cancel := context.WithCancel(d.work)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(lastLines, cancel) })()
+	defer context.AfterFunc(work, func() { _ = conn.SetWriteDeadline(time.Unix(1, 0)) })()
+	say := func(l *api.Line) error {
+		return d.write(conn, func() error {
+			if err := work.Err(); err != nil { // only now: from here on the end of work moves the deadline
+				return err
+			}
+			return api.WriteLine(conn, l)
+		})
+	}
 	select { // what stood before this daemon is there, or gone
 	case <-d.adopted:
-	case <-d.work.Done():
-		return nil
+	case <-ctx.Done():
+		return say(&api.Line{Error: types.NewError(types.ErrTryAgainLater,
+			"mldd ends, and what stood before it is not back yet: ask the next one", "")})
 	}
 	tell := d.list
 	if r.Op == api.OpGroups {
 		tell = d.groups
 	}
 	s := newSurvey(host, whose)
-	if err := tell(d.work, r, s, say); err != nil {
+	if err := tell(work, r, s, say); err != nil {
 		var fault *types.Error
 		if !errors.As(err, &fault) {
 			return err

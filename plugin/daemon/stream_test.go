@@ -1,10 +1,13 @@
 package daemon_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -16,6 +19,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/seed-aaab8e3a/cni-mld/mld"
+	"github.com/seed-aaab8e3a/cni-mld/mld/kernel"
 	"github.com/seed-aaab8e3a/cni-mld/netnslab"
 	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
 	"github.com/seed-aaab8e3a/cni-mld/plugin/daemon"
@@ -351,6 +355,88 @@ func TestAnsweredInHandover(t *testing.T) {
 			}
 		}
 		break
+	}
+}
+
+// Who does not take in time what it has asked for is not waited for.
+func TestHandoverDoesNotWaitForReaders(t *testing.T) {
+	r := &rig{TB: t, lab: netnslab.New(t), runDir: newRunDir(t)}
+	pod, _ := r.pod("c1")
+	var many []string
+	for i := range 4000 {
+		many = append(many, fmt.Sprintf(`{"group": "ff05::2:%x", "deliver": false}`, i))
+	}
+	s := settings(t, `"limits": {"groups": 4096}, "groups": [%s]`, strings.Join(many, ","))
+	for what, pace := range map[string]time.Duration{"paused": time.Hour, "slow": 10 * time.Millisecond} {
+		t.Run(what, func(t *testing.T) {
+			r := r.in(t)
+			r.serve(config(t, r.runDir))
+			r.add("lab", pod.Node(), s)
+			lines, _, _ := r.stream(&api.Request{Op: api.OpGroups})
+			<-lines
+			begin := time.Now()
+			r.stop(daemon.ErrHandover)
+			go func() {
+				next := time.NewTicker(pace)
+				defer next.Stop()
+				for {
+					select {
+					case <-next.C:
+					case <-t.Context().Done():
+						return
+					}
+					select {
+					case <-lines:
+					case <-t.Context().Done():
+						return
+					}
+				}
+			}()
+			if err := r.ended(); err != nil {
+				t.Error(err)
+			}
+			if took := time.Since(begin); took > 8*time.Second {
+				t.Errorf("ended after %v", took)
+			}
+		})
+	}
+}
+
+// Who waits for what stood before is told when the daemon makes room for the next one, and that it is to ask again.
+func TestHandoverBeforeAdoption(t *testing.T) {
+	r := serve(t)
+	pod, _ := r.pod("c1")
+	r.add("lab", pod.Node(), settings(t, `"groups": ["%v"], "kernelReports": "mute"`, first))
+	if err := r.handover(); err != nil {
+		t.Fatal(err)
+	}
+	mute, err := kernel.NewMute(pod.Node().Netns(), pod.Index(), kernel.MuteOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mute.Close()
+	r.serve(config(t, r.runDir))
+	conn, err := net.Dial("unix", api.SocketPath(r.runDir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, `{"v":1,"op":"list"}`+"\n"); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(conn)
+	if !lines.Scan() {
+		t.Fatal(lines.Err()) // the answer
+	}
+	begin := time.Now()
+	if err := r.handover(); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(begin); took > 8*time.Second {
+		t.Errorf("ended after %v", took)
+	}
+	if !lines.Scan() || !strings.Contains(lines.Text(), `"code":11`) {
+		t.Errorf("told %q, %v", lines.Text(), lines.Err())
 	}
 }
 
