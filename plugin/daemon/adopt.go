@@ -20,7 +20,7 @@ import (
 )
 
 const (
-	// maxAdopting is how many interfaces are brought back at once.
+	// maxAdopting is how many interfaces are brought back at once. Those that wait to be tried again do not count.
 	maxAdopting = 32
 	// adoptTimeout is how long it is tried, for all of them together, to start the listeners that do not start at once;
 	// and how long one of them may then take to be told what is declared.
@@ -86,7 +86,7 @@ func (d *Daemon) adoptAll(ctx context.Context) {
 		places <- struct{}{}
 		work.Go(func() {
 			defer func() { <-places }()
-			d.adopt(ctx, trying, i)
+			d.adopt(ctx, trying, i, places)
 		})
 	}
 	work.Wait()
@@ -109,9 +109,9 @@ func (d *Daemon) adoptAll(ctx context.Context) {
 
 // adopt brings back the attachments of one interface. What is found gone is forgotten; what fails for another reason
 // keeps its state file, for the next daemon may have more luck, and for its DEL. Where only the listener fails, as long as
-// trying lasts, the attachments stand without one, and the kernel holds the groups with delivery and speaks for them:
-// what the keeper has of the daemon before is let go of when this one is settled.
-func (d *Daemon) adopt(ctx, trying context.Context, back *returningInterface) {
+// trying lasts, the attachments stand without one, and the kernel holds the groups with delivery:
+// what the keeper has of the daemon before is let go of when this one is settled. The caller has one of the places.
+func (d *Daemon) adopt(ctx, trying context.Context, back *returningInterface, places chan struct{}) {
 	list := back.attachments
 	defer func() {
 		back.arrived()
@@ -124,7 +124,7 @@ func (d *Daemon) adopt(ctx, trying context.Context, back *returningInterface) {
 	}
 	slices.SortFunc(list, func(a, b *returning) int { return a.Added.Compare(b.Added) })
 
-	i, err := d.startAgain(trying, list)
+	i, err := d.startAgain(trying, list, places)
 	if err != nil && ctx.Err() != nil {
 		return
 	}
@@ -144,7 +144,7 @@ func (d *Daemon) adopt(ctx, trying context.Context, back *returningInterface) {
 			log.Error("attachment not taken over", "err", voiceOf(r.Settings).contradiction(i.voice))
 		default:
 			if i.agent == nil {
-				log.Error("attachment taken over without a listener: its kernel speaks for itself", "err", i.failed)
+				log.Error("attachment taken over without a listener", "err", i.failed)
 			}
 			d.takeOver(ctx, i, r)
 		}
@@ -156,9 +156,9 @@ func (d *Daemon) adopt(ctx, trying context.Context, back *returningInterface) {
 	}
 }
 
-// startAgain starts the listener of an interface that had one, and tries it again until ctx ends. Where it cannot be
-// started, and the namespace is there, the iface has no agent.
-func (d *Daemon) startAgain(ctx context.Context, list []*returning) (*iface, error) {
+// startAgain starts the listener of an interface that had one, and tries it again until ctx ends, if that may help. Where
+// it cannot be started, and the namespace is there, the iface has no agent.
+func (d *Daemon) startAgain(ctx context.Context, list []*returning, places chan struct{}) (*iface, error) {
 	first := list[0]
 	t := &target{key: first.Attachment, path: first.NetnsPath, name: first.IfName, ofHost: first.Host, id: first.id()}
 	defer func() { d.release(t) }()
@@ -170,7 +170,7 @@ func (d *Daemon) startAgain(ctx context.Context, list []*returning) (*iface, err
 			return i, err
 		case errors.Is(err, link.ErrGone):
 			return nil, fmt.Errorf("%w: %w", errGone, err)
-		case !errors.Is(err, kernel.ErrTooMany) && wait(ctx, pause): // what programs have joined, they keep
+		case !lasting(err) && wait(ctx, pause, places):
 			if errors.Is(err, kernel.ErrMuted) {
 				continue
 			}
@@ -196,15 +196,23 @@ func (d *Daemon) startOnce(t *target, v voice, list []*returning) (_ *iface, err
 			return nil, err
 		}
 	}
-	i, err := d.start(t, v, agent.Config{Resume: true, Standing: d.standing(list)})
+	i, err := d.start(t, v, agent.Config{Resume: true, Standing: d.standing(v, list)})
 	if err == nil {
 		i.agent.Begin()
 	}
 	return i, err
 }
 
-// wait waits, and tells whether ctx has not ended meanwhile.
-func wait(ctx context.Context, pause time.Duration) bool {
+// lasting tells of an error that a listener is not started with whether it will be the same the next time. What programs
+// have joined, they keep.
+func lasting(err error) bool {
+	return errors.Is(err, kernel.ErrTooMany) || errors.Is(err, kernel.ErrCannotMute) || errors.Is(err, agent.ErrEthernet)
+}
+
+// wait waits, with its place left to others, and tells whether ctx has not ended meanwhile.
+func wait(ctx context.Context, pause time.Duration, places chan struct{}) bool {
+	<-places
+	defer func() { places <- struct{}{} }()
 	select {
 	case <-time.After(pause):
 		return true
@@ -213,16 +221,21 @@ func wait(ctx context.Context, pause time.Duration) bool {
 	}
 }
 
-// standing is what the listener before has told for the attachments themselves; the ids are those that takeOver will
-// give them. If it has left all that, it is news, and comes later.
-func (d *Daemon) standing(list []*returning) (s []agent.Subscription) {
+// standing is what the listener before has told for the attachments themselves, those with the voice v; the ids are those
+// that takeOver will give them. If it has left all that, it is news, and comes later.
+func (d *Daemon) standing(v voice, list []*returning) (s []agent.Subscription) {
 	if !d.cfg.Resume {
 		return nil
 	}
-	for n, r := range list {
+	var id listener.SubscriberID
+	for _, r := range list {
+		if voiceOf(r.Settings) != v {
+			continue
+		}
+		id++
 		for _, g := range r.Settings.Groups {
 			if !g.Deliver {
-				s = append(s, agent.Subscription{ID: listener.SubscriberID(n + 1), Addr: g.Addr, Filter: listenerFilter(g)})
+				s = append(s, agent.Subscription{ID: id, Addr: g.Addr, Filter: listenerFilter(g)})
 			}
 		}
 	}

@@ -210,24 +210,7 @@ func TestAdoption(t *testing.T) {
 	}
 	edit := func(i int, change func(keys map[string]any)) {
 		t.Helper()
-		path := r.stateFile("lab", pods[i].Node())
-		data, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var keys map[string]any
-		d := json.NewDecoder(strings.NewReader(string(data)))
-		d.UseNumber()
-		if err := d.Decode(&keys); err != nil {
-			t.Fatal(err)
-		}
-		change(keys)
-		if data, err = json.Marshal(keys); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, data, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		editStateFile(t, r.stateFile("lab", pods[i].Node()), change)
 	}
 	// c0 is as it was.
 	edit(1, func(k map[string]any) { k["netns"] = filepath.Join(r.runDir, "none") })
@@ -737,6 +720,83 @@ func TestAdoptedLater(t *testing.T) {
 			}
 			r.del("lab", pod.Node())
 		})
+	}
+}
+
+// TestContradictingStateFile: where state files of one interface do not agree, what is not taken over stands in nobody's way:
+// the others leave what they have declared.
+func TestContradictingStateFile(t *testing.T) {
+	r := &rig{TB: t, lab: netnslab.New(t), runDir: newRunDir(t)}
+	kept := &dups{}
+	cfg := config(t, r.runDir)
+	cfg.Keeper = kept
+	r.serve(cfg)
+	pod, peer := r.pod("c1")
+	w := r.listen(peer)
+	for network, group := range map[string]netip.Addr{"a": first, "b": second, "c": third} {
+		r.add(network, pod.Node(), settings(t, `"mldVersion": 2, "groups": [{"group": "%v", "deliver": false}]`, group))
+	}
+	if err := r.handover(); err != nil {
+		t.Fatal(err)
+	}
+	for n, network := range []string{"a", "b", "c"} {
+		editStateFile(t, r.stateFile(network, pod.Node()), func(keys map[string]any) {
+			keys["added"] = time.Unix(int64(n), 0).Format(time.RFC3339)
+			if network == "b" {
+				keys["settings"].(map[string]any)["robustness"] = 3
+			}
+		})
+	}
+	kept.next()
+	cfg.Resume, cfg.Settled = true, kept.settled
+	r.serve(cfg)
+	r.refused(r.request(api.OpCheck, "b", pod.Node(), settings(t, ``)), types.ErrUnknownContainer)
+	r.del("c", pod.Node())
+	w.wait("TO_IN " + third.String())
+	r.del("a", pod.Node())
+	w.wait("TO_IN " + first.String())
+}
+
+// TestNotTriedAgain: what will not be another time is not tried again when a daemon comes back, and nobody waits for it.
+func TestNotTriedAgain(t *testing.T) {
+	r := serve(t)
+	pod, _ := r.pod("c1")
+	s := settings(t, `"groups": ["%v"]`, first)
+	r.add("lab", pod.Node(), s)
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
+	editStateFile(t, r.stateFile("lab", pod.Node()), func(keys map[string]any) { keys["ifindex"] = 1 }) // lo
+	begin := time.Now()
+	r.serve(config(t, r.runDir))
+	a := r.all(&api.Request{Op: api.OpList})[0].Attachment // once it is back
+	if a.State != api.StateEnded || !strings.Contains(a.Reason, "not an Ethernet-like interface") {
+		t.Errorf("%+v", a)
+	}
+	if took := time.Since(begin); took > 10*time.Second {
+		t.Errorf("it was tried for %v", took)
+	}
+}
+
+// editStateFile changes what a state file says.
+func editStateFile(t *testing.T, path string, change func(keys map[string]any)) {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var keys map[string]any
+	d := json.NewDecoder(strings.NewReader(string(data)))
+	d.UseNumber()
+	if err := d.Decode(&keys); err != nil {
+		t.Fatal(err)
+	}
+	change(keys)
+	if data, err = json.Marshal(keys); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -398,6 +399,42 @@ func TestAddBeforeAdoption(t *testing.T) {
 	}
 	if len(d.attachments) != 2 || len(listeners) != 1 {
 		t.Errorf("%d attachments with %d listeners, want 2 with 1", len(d.attachments), len(listeners))
+	}
+}
+
+// TestPlaceLeft: an interface that cannot be brought back yet does not hold up the others while it waits.
+func TestPlaceLeft(t *testing.T) {
+	b := newBench(t)
+	before := b.begin()
+	if err := b.add(t.Context(), before, "a"); err != nil {
+		t.Fatal(err)
+	}
+	b.end(before)
+
+	loop := filepath.Join(b.dir, "loop")
+	if err := os.Symlink(loop, loop); err != nil {
+		t.Fatal(err)
+	}
+	d := b.begin()
+	defer b.end(d)
+	trying, stop := context.WithCancel(t.Context())
+	places := make(chan struct{}, 1)
+	var work sync.WaitGroup
+	for _, i := range d.returning {
+		i.attachments[0].NetnsPath = loop
+		places <- struct{}{}
+		work.Go(func() { d.adopt(t.Context(), trying, i, places) })
+	}
+	select {
+	case places <- struct{}{}:
+	case <-time.After(requestTimeout):
+		t.Fatal("no place for another interface")
+	}
+	stop()
+	<-places
+	work.Wait()
+	if len(places) != 1 {
+		t.Errorf("%d places are taken, want that of the interface", len(places))
 	}
 }
 
