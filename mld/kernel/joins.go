@@ -252,6 +252,13 @@ func (j *Joins) Leave(addr netip.Addr) error {
 	return j.leave(addr, m.socket)
 }
 
+// Joined lists what is joined, in order.
+func (j *Joins) Joined() []netip.Addr {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return slices.SortedFunc(maps.Keys(j.joined), netip.Addr.Compare)
+}
+
 func (j *Joins) leave(addr netip.Addr, s *joinSocket) error {
 	// The socket lets go of the address even where the interface has lost it already.
 	err := s.LeaveGroup(&net.Interface{Index: j.index}, &net.UDPAddr{IP: addr.AsSlice()})

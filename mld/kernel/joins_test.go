@@ -58,6 +58,9 @@ func TestJoins(t *testing.T) {
 		if n := joined(); n != 2000 {
 			t.Fatalf("%d joined, want 2000", n)
 		}
+		if list := j.Joined(); len(list) != 2000 || !slices.IsSortedFunc(list, netip.Addr.Compare) || slices.Contains(list, part[0]) {
+			t.Errorf("%d are listed, want the 2000 that are joined, in order", len(list))
+		}
 		for _, addr := range part {
 			if err := j.Join(addr); err != nil {
 				t.Fatal(err)

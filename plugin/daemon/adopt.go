@@ -289,7 +289,7 @@ func (d *Daemon) takeOver(ctx context.Context, i *iface, r *returning) {
 		d.about(a.key).Error("attachment taken over in part", "err", err)
 	}
 	d.show(a)
-	if err := d.watchEnd(a); isGone(err) && r.seen { // since it was opened
+	if err := d.watchEnd(a, i.netns); isGone(err) && r.seen { // since it was opened
 		go d.ended(a, a.path)
 	}
 }

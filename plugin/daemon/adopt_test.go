@@ -723,6 +723,34 @@ func TestAdoptedLater(t *testing.T) {
 	}
 }
 
+// TestEndedAgreesToo: another network has to agree with an attachment whose listener has ended, so that the next daemon finds
+// one listener for both.
+func TestEndedAgreesToo(t *testing.T) {
+	r := &rig{TB: t, lab: netnslab.New(t), runDir: newRunDir(t)}
+	kept := &dups{}
+	cfg := config(t, r.runDir)
+	cfg.Keeper, cfg.MaxJoined = kept, 20
+	r.serve(cfg)
+	pod, _ := r.pod("c1")
+	ended := settings(t, `"groups": ["%v"]`, first)
+	r.add("ended", pod.Node(), ended)
+	mend := r.tooMuch(pod)
+	r.waitEnded()
+	mend()
+	r.refused(r.request(api.OpAdd, "other", pod.Node(), settings(t, `"groups": ["%v"], "robustness": 3`, second)),
+		types.ErrInvalidNetworkConfig, "robustness: 3 here, 2 there", "eth0")
+	other := settings(t, `"groups": ["%v"]`, second)
+	r.add("other", pod.Node(), other)
+	r.check("other", pod.Node(), other)
+	r.reload(cfg, kept)
+	r.check("ended", pod.Node(), ended)
+	r.check("other", pod.Node(), other)
+	for _, network := range []string{"ended", "other"} {
+		r.del(network, pod.Node())
+	}
+	r.wantNoAgents()
+}
+
 // TestContradictingStateFile: where state files of one interface do not agree, what is not taken over stands in nobody's way:
 // the others leave what they have declared.
 func TestContradictingStateFile(t *testing.T) {

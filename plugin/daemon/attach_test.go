@@ -2,8 +2,11 @@ package daemon_test
 
 import (
 	"fmt"
+	"io"
+	"log/slog"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -405,28 +408,220 @@ func TestAddFailsOverWhatStands(t *testing.T) {
 	}
 }
 
+// tooMuch has programs join more than a daemon with MaxJoined 20 mirrors, and returns what takes it back.
+func (r *rig) tooMuch(pod *netnslab.Endpoint) (mend func()) {
+	r.Helper()
+	var joined []*netnslab.Membership
+	for i := range 20 {
+		joined = append(joined, pod.Join(netip.MustParseAddr(fmt.Sprintf("ff05::99:%x", i))))
+	}
+	return func() {
+		r.Helper()
+		for _, m := range joined {
+			m.Close()
+		}
+	}
+}
+
+// waitEnded waits for the end of the only attachment's listener.
+func (r *rig) waitEnded() {
+	r.Helper()
+	netnslab.WaitFor(r, "end of the listener", patience, func() (bool, string) {
+		a := r.all(&api.Request{Op: api.OpList})[0].Attachment
+		return a.State == api.StateEnded, a.State
+	})
+}
+
+// TestAddOverEnded: an ADD over an attachment whose listener has ended starts another one. Where none can be started, what the
+// kernel holds of the attachment stays, and is remembered, whatever the ADD has declared.
+func TestAddOverEnded(t *testing.T) {
+	r := &rig{TB: t, lab: netnslab.New(t), runDir: newRunDir(t)}
+	cfg := config(t, r.runDir)
+	cfg.MaxJoined = 20
+	r.serve(cfg)
+	pod, peer := r.pod("c1")
+	s := settings(t, `"mldVersion": 2, "groups": ["%v", {"group": "%v", "deliver": false}], "ready": {"wait": "report"}`, first, second)
+	other := settings(t, `"mldVersion": 2, "robustness": 3, "groups": ["%v"]`, third)
+	w := r.listen(peer)
+	before := r.settled()
+	r.add("lab", pod.Node(), s)
+	remembered, err := os.ReadFile(r.stateFile("lab", pod.Node()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mend := r.tooMuch(pod)
+	r.waitEnded()
+
+	stands := func(declared int) {
+		t.Helper()
+		r.wantAttachments(1)
+		if a := r.all(&api.Request{Op: api.OpList})[0].Attachment; a.State != api.StateEnded || a.Declared != declared {
+			t.Errorf("%+v", a)
+		}
+		if f := [2]string{filterOf(t, pod, first), filterOf(t, pod, third)}; f != [2]string{"exclude []", ""} {
+			t.Errorf("of what is declared, and what was to be, the kernel has %q", f)
+		}
+		if again, err := os.ReadFile(r.stateFile("lab", pod.Node())); err != nil || string(again) != string(remembered) {
+			t.Errorf("%v: remembered\n%s, before\n%s", err, again, remembered)
+		}
+		if said := w.said(); slices.Contains(said, "TO_IN "+first.String()) {
+			t.Errorf("left: %v", said)
+		}
+	}
+	for _, wanted := range []*api.Settings{s, other} {
+		r.refused(r.request(api.OpAdd, "lab", pod.Node(), wanted), api.CodeKernelReports, "--max-joined", "stands as before, without a listener")
+		stands(2)
+	}
+	enough := leaveDescriptors(t, 40)
+	r.refused(r.request(api.OpAdd, "lab", pod.Node(), s), types.ErrTryAgainLater, "RLIMIT_NOFILE")
+	enough()
+	stands(2)
+
+	another := func() { // network has a listener there, for a moment
+		r.add("other", pod.Node(), settings(t, `"mldVersion": 2`))
+		r.del("other", pod.Node())
+	}
+	mend()
+	another()
+	pod.Node().SetSysctl("net/ipv6/conf/eth0/disable_ipv6", "1")
+	answer, err := r.call(r.request(api.OpAdd, "lab", pod.Node(), other))
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, answer.Error, api.CodeIPv6Off, third.String(), "stands as before, with its former settings") // and a listener
+	pod.Node().SetSysctl("net/ipv6/conf/eth0/disable_ipv6", "0")
+	pod.LinkLocal()
+	r.add("lab", pod.Node(), s)
+	r.check("lab", pod.Node(), s)
+
+	mend = r.tooMuch(pod)
+	r.waitEnded()
+	mend()
+	another()
+	path, remove := named(t, pod.Node())
+	request := r.request(api.OpAdd, "lab", pod.Node(), s)
+	request.NetnsPath = path
+	r.must(request)
+	r.check("lab", pod.Node(), s)
+	said := len(w.said())
+	remove() // which is its end
+	netnslab.WaitFor(t, "leaves", patience, func() (bool, string) {
+		got := w.said()[said:]
+		return containsAll(got, []string{"TO_IN " + first.String(), "TO_IN " + second.String()}), fmt.Sprint(got)
+	})
+	netnslab.WaitFor(t, "end of the attachment", patience, func() (bool, string) {
+		n := r.must(&api.Request{Op: api.OpStatus}).Status.Attachments
+		return n == 0, fmt.Sprint(n)
+	})
+	r.wantStateFiles(0)
+	r.wantNoAgents()
+	r.wantDescriptors(before)
+}
+
+// TestEndedDuringAdd: where the listener ends during an ADD, and none can be started, what stood before stands without one:
+// the kernel holds its groups with delivery.
+func TestEndedDuringAdd(t *testing.T) {
+	for what, voice := range map[string]string{"the same listener": "", "another listener": `, "robustness": 3`} {
+		t.Run(what, func(t *testing.T) {
+			r := &rig{TB: t, lab: netnslab.New(t), runDir: newRunDir(t)}
+			cfg := config(t, r.runDir)
+			cfg.MaxJoined = 20
+			r.serve(cfg)
+			pod, peer := r.pod("c1", netnslab.Down)
+			s := settings(t, `"groups": ["%v"]`, first)
+			before := r.settled()
+			r.add("lab", pod.Node(), s)
+			remembered, err := os.ReadFile(r.stateFile("lab", pod.Node()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			answers := r.callWaiting(r.request(api.OpAdd, "lab", pod.Node(),
+				settings(t, `"groups": ["%v", "%v"], "ready": {"wait": "report", "timeout": "30s"}%s`, second, third, voice)), 2)
+			mend := r.tooMuch(pod)
+			wantError(t, (<-answers).Error, api.CodeNotReady, "more than 20", "stands with its former settings, but without a listener", "--max-joined")
+			r.wantEnded(pod, s, "--max-joined")
+			if f := [2]string{filterOf(t, pod, first), filterOf(t, pod, second)}; f != [2]string{"exclude []", ""} {
+				t.Errorf("of what stood before, and what was to stand, the kernel has %q", f)
+			}
+			if again, err := os.ReadFile(r.stateFile("lab", pod.Node())); err != nil || string(again) != string(remembered) {
+				t.Errorf("%v: remembered\n%s, before\n%s", err, again, remembered)
+			}
+			mend()
+			peer.SetUp()
+			pod.SetUp()
+			pod.LinkLocal()
+			r.add("lab", pod.Node(), s)
+			r.check("lab", pod.Node(), s)
+			r.del("lab", pod.Node())
+			r.wantStateFiles(0)
+			r.wantNoAgents()
+			r.wantDescriptors(before)
+		})
+	}
+}
+
+// callWaiting sends an ADD of so many groups, and returns when it waits for readiness.
+func (r *rig) callWaiting(add *api.Request, declared int) <-chan *api.Answer {
+	r.Helper()
+	answers := make(chan *api.Answer, 1)
+	go func() {
+		answer, err := r.call(add)
+		if err != nil {
+			r.Error(err)
+			answer = &api.Answer{}
+		}
+		answers <- answer
+	}()
+	netnslab.WaitFor(r, "the wait for readiness", patience, func() (bool, string) {
+		list := r.all(&api.Request{Op: api.OpList})
+		return len(list) == 1 && list[0].Attachment.Declared == declared, fmt.Sprint(list)
+	})
+	return answers
+}
+
 // TestInterfaceGoneDuringAdd: where nothing can stand any more, the error says so, and nothing is left.
 func TestInterfaceGoneDuringAdd(t *testing.T) {
 	r := serve(t)
 	pod, _ := r.pod("c1", netnslab.Down)
 	r.add("lab", pod.Node(), settings(t, `"groups": ["%v"]`, first))
-	answers := make(chan *api.Answer)
-	go func() {
-		answer, err := r.call(r.request(api.OpAdd, "lab", pod.Node(),
-			settings(t, `"groups": ["%v", "%v"], "ready": {"wait": "report", "timeout": "30s"}`, first, second)))
-		if err != nil {
-			t.Error(err)
-		}
-		answers <- answer
-	}()
-	netnslab.WaitFor(t, "the wait for readiness", patience, func() (bool, string) {
-		list := r.all(&api.Request{Op: api.OpList})
-		return len(list) == 1 && list[0].Attachment.Declared == 2, fmt.Sprint(list)
-	})
+	answers := r.callWaiting(r.request(api.OpAdd, "lab", pod.Node(),
+		settings(t, `"groups": ["%v", "%v"], "ready": {"wait": "report", "timeout": "30s"}`, first, second)), 2)
 	pod.Delete()
 	wantError(t, (<-answers).Error, api.CodeNotReady, "the attachment that stood before has ended", "gone")
 	r.wantAttachments(0)
 	r.wantNoAgents()
+}
+
+// TestNotRemembered: what an ADD leaves behind that could not be undone entirely is answered or logged.
+func TestNotRemembered(t *testing.T) {
+	log := new(lockedBuffer)
+	r := &rig{TB: t, lab: netnslab.New(t), runDir: newRunDir(t)}
+	cfg := config(t, r.runDir)
+	cfg.Logger = slog.New(slog.NewTextHandler(io.MultiWriter(t.Output(), log), nil))
+	r.serve(cfg)
+	pod, _ := r.pod("c1")
+	s := settings(t, `"groups": ["%v"]`, first)
+	file := r.stateFile("lab", pod.Node())
+	if err := os.MkdirAll(filepath.Join(file, "full"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	notReady := settings(t, `"groups": ["%v"], "ready": {"wait": "mdb", "timeout": "50ms"}`, first) // there is no bridge
+	r.refused(r.request(api.OpAdd, "lab", pod.Node(), notReady), api.CodeNotReady, "not a port")
+	netnslab.WaitFor(t, "what is logged", patience, func() (bool, string) {
+		return strings.Contains(log.String(), "not a port") && strings.Contains(log.String(), "remove "+file), log.String()
+	})
+
+	if err := os.RemoveAll(file); err != nil {
+		t.Fatal(err)
+	}
+	r.add("lab", pod.Node(), s)
+	if err := os.RemoveAll(filepath.Dir(file)); err != nil {
+		t.Fatal(err)
+	}
+	r.refused(r.request(api.OpAdd, "lab", pod.Node(), settings(t, `"groups": ["%v"]`, second)), types.ErrInternal,
+		"state", "stands as before, with its former settings; it may be remembered otherwise: state", file)
+	r.check("lab", pod.Node(), s)
+	r.del("lab", pod.Node())
 }
 
 // TestDegraded: "auto" says why it is not ready, and the listener goes on when it can.

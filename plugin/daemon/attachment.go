@@ -56,7 +56,7 @@ func (d *Daemon) lookup(key api.Attachment) *attachment {
 }
 
 // add attaches, or brings an attachment to new settings, and waits for readiness as the settings say. If it fails, it
-// is undone: what stood before stands as before.
+// is undone: what stood before on this interface stands as before.
 func (d *Daemon) add(ctx context.Context, r *api.Request) (degraded string, err error) {
 	if err := d.withinCeilings(r.Settings); err != nil {
 		return "", err
@@ -68,31 +68,40 @@ func (d *Daemon) add(ctx context.Context, r *api.Request) (degraded string, err 
 	defer d.release(t)
 
 	old := d.lookup(r.Attachment)
-	if old != nil && old.iface.id == t.id && old.path != r.NetnsPath {
-		if err := d.follow(old, r.NetnsPath); err != nil {
+	here := old != nil && old.iface.id == t.id
+	if here && old.path != r.NetnsPath {
+		if err := d.follow(old, t.netns, r.NetnsPath); err != nil {
 			return "", err
 		}
 	}
-	if old != nil && old.iface.id == t.id && old.iface.alive() && !old.partly && old.settings.Equal(*r.Settings) {
+	alive := here && old.iface.alive()
+	if alive && !old.partly && old.settings.Equal(*r.Settings) {
 		if old.degraded != "" { // ADD again: nothing happens, but what was not ready may be by now
 			old.degraded, err = d.waitReady(ctx, old, t.host, nil)
 		}
 		return old.degraded, err
 	}
-	if old != nil && (old.iface.id != t.id || !old.iface.alive()) {
-		if err := d.del(ctx, r.Attachment); err != nil { // another interface: the old one is over
+	if !alive {
+		if err := d.withinDescriptors(t.name); err != nil {
+			return "", err
+		}
+	}
+	if old != nil && !here { // the old one is over
+		if err := d.del(ctx, r.Attachment); err != nil {
 			return "", err
 		}
 		old = nil
 	}
-	var before attachment // what it stood with
+	var before former
 	if old != nil {
-		before = attachment{settings: old.settings, iface: old.iface, degraded: old.degraded}
-	} else if err := d.withinDescriptors(t.name); err != nil {
-		return "", err
+		before = former{settings: old.settings, iface: old.iface, alive: alive, degraded: old.degraded}
+		if err := t.keep(); err != nil {
+			return "", err
+		}
 	}
 	t.findPort(r.Settings)
-	a, err := d.attach(ctx, t, r, old)
+	a, err := d.attach(ctx, t, r, old, false)
+	err = attachError(t.name, err)
 	if err != nil && old == nil {
 		return "", err
 	}
@@ -109,37 +118,70 @@ func (d *Daemon) add(ctx context.Context, r *api.Request) (degraded string, err 
 		return "", errors.Join(err, d.del(context.WithoutCancel(ctx), r.Attachment))
 	}
 	fault := *asTypesError(err)
-	fault.Details = d.undo(context.WithoutCancel(ctx), t, r, old, &before)
+	fault.Details = d.undo(context.WithoutCancel(ctx), t, r, old, before)
 	return "", &fault
 }
 
-// undo brings an attachment back to the settings that it stood with, and tells what stands now.
-func (d *Daemon) undo(ctx context.Context, t *target, r *api.Request, a, before *attachment) (stands string) {
+// A former is what an attachment stood with when an ADD came.
+type former struct {
+	settings *api.Settings
+	iface    *iface
+	alive    bool
+	degraded string
+}
+
+// undo brings an attachment back to what it stood with, as far as that can be, and tells what stands now. Where no
+// listener can be started, it stands without one, and the kernel holds its groups with delivery.
+func (d *Daemon) undo(ctx context.Context, t *target, r *api.Request, a *attachment, before former) (stands string) {
 	ctx, cancel := context.WithTimeout(ctx, workTimeout)
 	defer cancel()
 	var err error
-	if a.settings != before.settings || a.iface != before.iface || !a.iface.alive() {
-		if t.netns == nil { // the listener has it that is to go, and closes it
-			err = a.iface.netns.Do(func() (err error) {
-				t.netns, err = netns.Current()
-				return err
-			})
+	if a.settings != before.settings || a.iface != before.iface || a.iface.alive() != before.alive {
+		if err = t.renew(); err == nil {
+			again := *r
+			again.Settings = before.settings
+			_, err = d.attach(ctx, t, &again, a, true)
 		}
-		if err == nil {
-			former := *r
-			former.Settings = before.settings
-			_, err = d.attach(ctx, t, &former, a)
+		if errors.Is(err, link.ErrGone) {
+			return fmt.Sprintf("the attachment that stood before has ended: %v", errors.Join(err, d.del(ctx, a.key)))
+		}
+		if why := cmp.Or(err, a.iface.over()); !a.iface.alive() {
+			err = errors.Join(attachError(t.name, why), d.standWithout(ctx, t, a, before.settings, why))
 		}
 	}
-	if !a.iface.alive() {
-		return fmt.Sprintf("the attachment that stood before has ended: %v", errors.Join(cmp.Or(err, a.iface.over()), d.del(ctx, a.key)))
+	switch a.degraded = before.degraded; {
+	case err == nil && a.iface.alive():
+		stands = "the attachment stands as before, with its former settings"
+	case err == nil:
+		stands = "the attachment stands as before, without a listener"
+	case a.iface.alive():
+		stands = "the attachment stands, but not with its former settings: " + reason(err)
+	default:
+		stands = "the attachment stands with its former settings, but without a listener: " + reason(err)
 	}
-	a.degraded = before.degraded
-	err = errors.Join(err, d.store.put(a.record()))
+	if err := d.store.put(a.record()); err != nil {
+		stands += fmt.Sprintf("; it may be remembered otherwise: %v", err)
+	}
+	return stands
+}
+
+// standWithout has an attachment stand with settings and without a listener.
+func (d *Daemon) standWithout(ctx context.Context, t *target, a *attachment, s *api.Settings, why error) error {
+	_, leave, err := d.changing.enter(ctx, t.id)
 	if err != nil {
-		return fmt.Sprintf("the attachment stands, but not with its former settings: %v", err)
+		return err
 	}
-	return "the attachment stands as before, with its former settings"
+	defer leave()
+	if err := t.renew(); err != nil {
+		return err
+	}
+	i := d.newIface(t, voiceOf(s))
+	i.failed = why
+	defer d.closeJoins(a.key, d.move(a, i)) // only when all is joined again
+	d.declare(a, a.settings, s)
+	err = a.deliver(s)
+	d.show(a)
+	return err
 }
 
 // record is what is remembered of the attachment.
@@ -200,16 +242,17 @@ func (d *Daemon) withinDescriptors(name string) error {
 }
 
 // attach makes the attachment, or replaces the settings of old, without waiting for readiness. If it fails, a new
-// attachment leaves nothing behind, and an old one is to be brought back by attach with its former settings.
-func (d *Daemon) attach(ctx context.Context, t *target, r *api.Request, old *attachment) (*attachment, error) {
+// attachment leaves nothing behind, and an old one is to be brought back by undo, which does not ask again whether the
+// groups can be delivered.
+func (d *Daemon) attach(ctx context.Context, t *target, r *api.Request, old *attachment, undoing bool) (*attachment, error) {
 	_, leave, err := d.changing.enter(ctx, t.id)
 	if err != nil {
 		return nil, types.NewError(types.ErrTryAgainLater, fmt.Sprintf("interface %s is busy with another request: try again", t.name), "")
 	}
 	defer leave()
 
-	if old != nil && old.iface.alive() {
-		if err := old.canDeliver(ctx, r.Settings); err != nil {
+	if old != nil && old.iface.alive() && !undoing {
+		if err := old.iface.canDeliver(ctx, r.Settings); err != nil {
 			return nil, err
 		}
 	}
@@ -224,17 +267,13 @@ func (d *Daemon) attach(ctx context.Context, t *target, r *api.Request, old *att
 	case a == nil:
 		a = d.subscribe(i, r.Attachment)
 		a.path, a.host, a.added = r.NetnsPath, r.Host, time.Now()
-		_ = d.watchEnd(a)
-		err = a.canDeliver(ctx, r.Settings)
+		_ = d.watchEnd(a, i.netns)
 	case a.iface != i:
 		// The former sockets hold their groups until the new ones do; the namespace that they came from is closed.
-		defer d.closeJoins(a.key, a.joins)
-		d.mu.Lock()
-		i.attachments++
-		i.lastID++
-		a.iface, a.id, a.joins = i, i.lastID, kernel.NewJoins(i.netns, i.id.index, d.cfg.Keeper)
-		d.mu.Unlock()
-		clear(a.told)
+		defer d.closeJoins(a.key, d.move(a, i))
+	}
+	if !undoing { // also where there was no agent to ask
+		err = i.canDeliver(ctx, r.Settings)
 	}
 	if err == nil {
 		d.declare(a, a.settings, r.Settings)
@@ -255,26 +294,30 @@ func (d *Daemon) attach(ctx context.Context, t *target, r *api.Request, old *att
 
 // interfaceFor returns the interface with an agent that has the voice of the settings.
 func (d *Daemon) interfaceFor(ctx context.Context, t *target, s *api.Settings, old *attachment) (*iface, error) {
+	var other *iface // of another attachment; its listener may have ended
 	d.mu.Lock()
-	i, shared := d.interfaces[t.id], false
-	if i != nil {
-		shared = i.attachments > 1 || i.attachments == 1 && (old == nil || old.iface != i)
+	i := d.interfaces[t.id]
+	attached := i != nil && i.attachments > 0
+	for _, a := range d.attachments {
+		if a != old && a.iface.id == t.id {
+			other = a.iface
+		}
 	}
 	d.mu.Unlock()
 
 	v := voiceOf(s)
 	var mute *kernel.Mute
-	if i != nil && !shared && !i.alive() { // and about to be forgotten
+	if i != nil && !i.alive() { // and about to be forgotten
 		i = nil
 	}
 	switch {
-	case i != nil && shared && i.voice != v:
+	case other != nil && other.voice != v:
 		return nil, types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf(
-			"%s: interface %s has a listener already, for another network, and they must agree", v.contradiction(i.voice), t.name), "")
-	case i != nil && i.voice == v && (shared || old != nil):
+			"%s: interface %s is attached already, for another network, and they must agree", v.contradiction(other.voice), t.name), "")
+	case attached && i != nil && i.voice == v:
 		return i, nil
 	case i != nil: // on its way out, or to be replaced by one with another voice, without a leave for what stays
-		if old != nil {
+		if old != nil && old.iface == i {
 			if err := old.undeclare(ctx, s); err != nil {
 				return nil, err
 			}
@@ -287,11 +330,7 @@ func (d *Daemon) interfaceFor(ctx context.Context, t *target, s *api.Settings, o
 			return nil, err
 		}
 	}
-	next, err := d.start(t, v, agent.Config{Mute: mute})
-	if err != nil {
-		return nil, startError(t.name, err)
-	}
-	return next, nil
+	return d.start(t, v, agent.Config{Mute: mute})
 }
 
 // subscribe registers a new attachment.
@@ -313,13 +352,26 @@ func (d *Daemon) subscribe(i *iface, key api.Attachment) *attachment {
 	return a
 }
 
+// move has an attachment stand on an iface that has followed its own, with nothing joined yet, and returns its former
+// joins.
+func (d *Daemon) move(a *attachment, i *iface) (joins *kernel.Joins) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	joins = a.joins
+	a.iface.attachments--
+	i.attachments++
+	i.lastID++
+	a.iface, a.id, a.joins = i, i.lastID, kernel.NewJoins(i.netns, i.id.index, d.cfg.Keeper)
+	clear(a.told)
+	return joins
+}
+
 // apply brings the attachment to new settings: first what is wanted is joined, then the rest is left. What has not
 // changed is left alone. It has the new settings then, also where it fails half-way.
 func (a *attachment) apply(ctx context.Context, s *api.Settings) error {
-	former := a.settings
 	a.settings, a.partly = s, true
 	delivered := make(map[netip.Addr]struct{})
-	if err := a.together(ctx, s.Groups, func(g api.Group) error {
+	if err := together(ctx, a.iface, s.Groups, func(g api.Group) error {
 		if !g.Deliver {
 			return nil
 		}
@@ -336,12 +388,8 @@ func (a *attachment) apply(ctx context.Context, s *api.Settings) error {
 	if err := a.undeclare(ctx, s); err != nil {
 		return err
 	}
-	if err := a.together(ctx, former.Groups, func(g api.Group) error {
-		if _, still := delivered[g.Addr]; !g.Deliver || still {
-			return nil
-		}
-		return a.joins.Leave(g.Addr)
-	}); err != nil {
+	left := slices.DeleteFunc(a.joins.Joined(), func(addr netip.Addr) bool { _, stays := delivered[addr]; return stays })
+	if err := together(ctx, a.iface, left, a.joins.Leave); err != nil {
 		return err
 	}
 	a.partly = false
@@ -350,11 +398,11 @@ func (a *attachment) apply(ctx context.Context, s *api.Settings) error {
 
 // together does something with groups that the kernel joins or leaves, and that the agent is to tell together: a bridge
 // goes through its ports for each Report. It keeps the agent from its work for moments only.
-func (a *attachment) together(ctx context.Context, groups []api.Group, do func(api.Group) error) error {
+func together[G any](ctx context.Context, i *iface, groups []G, do func(G) error) error {
 	const atOnce = 64
 	for some := range slices.Chunk(groups, atOnce) {
 		var err error
-		if agentErr := a.iface.agent.Together(ctx, func() {
+		if agentErr := i.agent.Together(ctx, func() {
 			for _, g := range some {
 				if err = do(g); err != nil {
 					return
@@ -371,15 +419,15 @@ func (a *attachment) together(ctx context.Context, groups []api.Group, do func(a
 }
 
 // canDeliver refuses groups with delivery where the kernel can join nothing.
-func (a *attachment) canDeliver(ctx context.Context, s *api.Settings) error {
-	i := slices.IndexFunc(s.Groups, func(g api.Group) bool { return g.Deliver })
-	if i < 0 {
+func (i *iface) canDeliver(ctx context.Context, s *api.Settings) error {
+	n := slices.IndexFunc(s.Groups, func(g api.Group) bool { return g.Deliver })
+	if n < 0 {
 		return nil
 	}
-	if a.iface.agent.Link().IPv6 {
+	if i.agent.Link().IPv6 {
 		return nil
 	}
-	now, err := a.iface.agent.State(ctx) // what was seen last may be what has been mended a moment ago
+	now, err := i.agent.State(ctx) // what was seen last may be what has been mended a moment ago
 	if err != nil || now.Link.IPv6 {
 		return err
 	}
@@ -390,7 +438,7 @@ func (a *attachment) canDeliver(ctx context.Context, s *api.Settings) error {
 	}
 	return types.NewError(api.CodeIPv6Off, fmt.Sprintf(
 		"group %v cannot be delivered: IPv6 is off on %s: %s, or declare the group with deliver false",
-		s.Groups[i].Addr, state.Name, remedy), "")
+		s.Groups[n].Addr, state.Name, remedy), "")
 }
 
 // listen makes the agent listen to a group that is not to be delivered. One that is delivered from now on stays with the
@@ -450,19 +498,19 @@ func (a *attachment) undeclare(ctx context.Context, s *api.Settings) error {
 
 // watchEnd has the attachment detached when its namespace ends. The path is only what the client says: if it does not lead
 // to the namespace from here, which is logged, the end shows otherwise, by DEL or GC.
-func (d *Daemon) watchEnd(a *attachment) (err error) {
+func (d *Daemon) watchEnd(a *attachment, ns *netns.Namespace) (err error) {
 	path := a.path
-	if a.unwatch, err = d.names.watchNamespace(path, a.iface.netns, func() { d.ended(a, path) }); err != nil {
+	if a.unwatch, err = d.names.watchNamespace(path, ns, func() { d.ended(a, path) }); err != nil {
 		d.about(a.key).Debug("end of the namespace not watched", "netns", path, "err", err)
 	}
 	return err
 }
 
 // follow takes another path of an attachment's namespace for the one that tells of its end, if it can.
-func (d *Daemon) follow(a *attachment, path string) error {
+func (d *Daemon) follow(a *attachment, ns *netns.Namespace, path string) error {
 	former, unwatch := a.path, a.unwatch
 	a.path = path
-	if d.watchEnd(a) != nil {
+	if d.watchEnd(a, ns) != nil {
 		a.path, a.unwatch = former, unwatch
 		return nil
 	}

@@ -27,7 +27,7 @@
 // A listener that cannot be started again at once is tried again for half a minute, ever more seldom, if that may help; only
 // then the daemon is settled. An attachment that still has none, or on whose interface programs have joined too much, stands
 // without: the kernel holds its groups with delivery and speaks for them, unless somebody else has muted it, and each
-// restart tries it anew.
+// restart and each ADD of it tries it anew. So it is after an ADD that has failed and could not bring the listener back.
 //
 // When a daemon stops, it leaves the declared groups with one voice, unmutes the kernels and lets them speak for the
 // applications; when it is killed, the kernel does both. With a [Config].Keeper, which holds what is joined, neither a

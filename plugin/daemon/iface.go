@@ -36,7 +36,6 @@ type iface struct {
 	log    *slog.Logger               // under the name of the first attachment
 	agent  *agent.Agent               // nil: none could be started again
 	failed error                      // then it says why
-	began  chan struct{}              // closed when agent is set
 	reaped chan struct{}              // closed when the agent has ended and its namespace is let go of
 	shown  atomic.Pointer[label]      // how it is called in streams
 	link   atomic.Pointer[link.State] // as the agent saw it last
@@ -141,7 +140,7 @@ func (i *iface) stop(ctx context.Context) error {
 func (d *Daemon) newIface(t *target, v voice) *iface {
 	i := &iface{
 		id: t.id, name: t.name, ofHost: t.ofHost, netns: t.netns, voice: v,
-		log: d.about(t.key).With("netns", t.path), began: make(chan struct{}), reaped: make(chan struct{}),
+		log: d.about(t.key).With("netns", t.path), reaped: make(chan struct{}),
 	}
 	i.shown.Store(&label{netns: t.path, attachments: []api.Attachment{t.key}})
 	return i
@@ -180,12 +179,11 @@ func (d *Daemon) start(t *target, v voice, cfg agent.Config) (*iface, error) {
 	d.mu.Lock()
 	d.interfaces[i.id] = i
 	d.mu.Unlock()
-	close(i.began)
 	return i, nil
 }
 
-// startError gives a failed start the code that a runtime can act on.
-func startError(name string, err error) error {
+// attachError gives an error of attach the code that a runtime can act on.
+func attachError(name string, err error) error {
 	switch {
 	case errors.Is(err, agent.ErrEthernet):
 		return types.NewError(api.CodeNotEthernet, fmt.Sprintf("%v: MLD needs a link with multicast, such as veth, macvlan or Ethernet", err), "")
@@ -244,7 +242,6 @@ func (d *Daemon) restore(i *iface) {
 
 // reap follows the end of an agent, and lets go of the namespace, which would live on with all that is in it.
 func (d *Daemon) reap(i *iface) {
-	<-i.began
 	<-i.agent.Done()
 	defer close(i.reaped)
 	failed := !errors.Is(i.agent.Err(), agent.ErrStopped)
@@ -256,7 +253,7 @@ func (d *Daemon) reap(i *iface) {
 	if d.interfaces[i.id] == i {
 		delete(d.interfaces, i.id)
 	}
-	if failed && !given { // else nobody is attached to it any more, and there may be thousands of others
+	if failed && !given { // after a stop nobody is attached to it any more, and there may be thousands of others
 		for _, a := range d.attachments {
 			if a.iface == i { // they stand until their DEL, and hold nothing
 				defer d.closeJoins(a.key, a.joins)

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -438,6 +439,42 @@ func TestPlaceLeft(t *testing.T) {
 	}
 }
 
+// TestApplyAfterFailure: what was joined by settings of which a part has failed is left by the next ones.
+func TestApplyAfterFailure(t *testing.T) {
+	b := newBench(t)
+	d := b.begin()
+	defer b.end(d)
+	if err := b.add(t.Context(), d, "a"); err != nil {
+		t.Fatal(err)
+	}
+	a := d.lookup(api.Attachment{Network: "a", ContainerID: "c1", IfName: "eth0"})
+	tooMany := api.Group{Addr: netip.MustParseAddr("ff05::9"), Mode: api.Include, Deliver: true}
+	for n := range 65 {
+		tooMany.Sources = append(tooMany.Sources, netip.AddrFrom16([16]byte{0: 0xfd, 15: byte(n)}))
+	}
+	group := func(n int) api.Group {
+		return api.Group{Addr: netip.MustParseAddr(fmt.Sprintf("ff05::%d", n)), Mode: api.Exclude, Deliver: true}
+	}
+	for _, step := range []struct {
+		groups []api.Group
+		fails  bool
+	}{
+		{[]api.Group{group(1)}, false},
+		{[]api.Group{group(2), tooMany}, true},
+		{[]api.Group{tooMany}, true},
+		{[]api.Group{group(3)}, false},
+	} {
+		s := api.DefaultSettings()
+		s.Groups = step.groups
+		if err := a.apply(t.Context(), s); (err != nil) != step.fails {
+			t.Errorf("%v: %v", step.groups, err)
+		}
+	}
+	if got := a.joins.Joined(); !slices.Equal(got, []netip.Addr{group(3).Addr}) {
+		t.Errorf("joined is %v, want what was declared last", got)
+	}
+}
+
 // TestStreamFails: why there is no more is told to the client, which would otherwise take the daemon for gone.
 func TestStreamFails(t *testing.T) {
 	b := newBench(t)
@@ -575,7 +612,7 @@ func TestReplacedThoughOvertaken(t *testing.T) {
 	defer func() { d.release(at) }()
 	overtaken, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := d.attach(overtaken, at, &api.Request{Attachment: a.key, Settings: &s}, a); err != nil {
+	if _, err := d.attach(overtaken, at, &api.Request{Attachment: a.key, Settings: &s}, a, false); err != nil {
 		t.Error(err)
 	}
 	if a.iface == before || !a.iface.alive() || a.iface.attachments != 1 || a.iface.lastID != a.id {
@@ -597,14 +634,14 @@ func TestCanDeliverNow(t *testing.T) {
 	for range 20 {
 		b.pod.Node().SetSysctl("net/ipv6/conf/eth0/disable_ipv6", "1")
 		netnslab.WaitFor(t, "IPv6 off", requestTimeout, func() (bool, string) { return !a.iface.agent.Link().IPv6, "" })
-		if err := a.canDeliver(t.Context(), s); err == nil {
+		if err := a.iface.canDeliver(t.Context(), s); err == nil {
 			t.Error("accepted without IPv6")
 		}
 		answer := make(chan error)
 		if err := a.iface.agent.Together(t.Context(), func() {
 			b.pod.Node().SetSysctl("net/ipv6/conf/eth0/disable_ipv6", "0")
 			started := make(chan struct{})
-			go func() { close(started); answer <- a.canDeliver(t.Context(), s) }()
+			go func() { close(started); answer <- a.iface.canDeliver(t.Context(), s) }()
 			<-started
 		}); err != nil {
 			t.Fatal(err)

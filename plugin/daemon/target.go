@@ -21,6 +21,7 @@ type target struct {
 	ofHost bool // attached on purpose in a namespace that is no container's
 	id     interfaceID
 	netns  *netns.Namespace // nil once an iface has taken it over
+	kept   *netns.Namespace // the same, which stays the target's; nil unless keep was called
 	host   *netns.Namespace
 	links  *link.Lookup // in netns
 	link   link.Found
@@ -70,6 +71,25 @@ func (t *target) open(r *api.Request, home *netns.Namespace) (err error) {
 	return nil
 }
 
+// keep makes renew possible.
+func (t *target) keep() error {
+	return t.netns.Do(func() (err error) {
+		t.kept, err = netns.Current()
+		return err
+	})
+}
+
+// renew opens the namespace again if an iface has taken it over, and may have closed it.
+func (t *target) renew() error {
+	if t.netns != nil {
+		return nil
+	}
+	return t.kept.Do(func() (err error) {
+		t.netns, err = netns.Current()
+		return err
+	})
+}
+
 func badEnv(variable, value, why string) error {
 	return types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("%s: %q: %s", variable, value, why), "")
 }
@@ -87,7 +107,7 @@ func (t *target) close() error {
 	if t.port != nil {
 		errs = append(errs, t.port.Close())
 	}
-	for _, ns := range []*netns.Namespace{t.netns, t.host} {
+	for _, ns := range []*netns.Namespace{t.netns, t.kept, t.host} {
 		if ns != nil {
 			errs = append(errs, ns.Close())
 		}
