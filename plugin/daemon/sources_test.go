@@ -285,8 +285,6 @@ func TestV2_72_Ceilings(t *testing.T) {
 	r.del("lab", pod.Node())
 }
 
-// ADD waits for, and CHECK wants, what a bridge has to have for the sources that are declared: entries for them, or of its
-// version 1 and of a listener in version 1 those for any source.
 // TestReadyWithThousands: why thousands of sources are not ready fits into an answer.
 func TestReadyWithThousands(t *testing.T) {
 	r := serve(t)
@@ -309,6 +307,8 @@ func TestReadyWithThousands(t *testing.T) {
 	}
 }
 
+// ADD waits for, and CHECK wants, what a bridge has to have for the sources that are declared: entries for them, or of its
+// version 1 and of a listener in version 1 those for any source.
 func TestB17_B18_ReadyWithSources(t *testing.T) {
 	groups := fmt.Sprintf(`"groups": [%s, %s, %s, "ff05::1:3"]`, object(specific, false, "include", one, two),
 		object(first, false, "include", one), object(second, false, "exclude", one))

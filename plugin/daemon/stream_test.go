@@ -128,7 +128,7 @@ func TestBridgeElsewhere(t *testing.T) {
 	pod.LinkLocal()
 	host, elsewhere := r.lab.Host(), r.lab.Node("elsewhere")
 	r.add("lab", pod.Node(), settings(t, `"groups": ["%v"], "ready": {"wait": "auto", "timeout": "20s"}`, first))
-	r.add("lab", lone.Node(), settings(t, `"groups": ["%v"]`, first))
+	r.add("lab", lone.Node(), settings(t, `"groups": ["%v"], "ready": {"wait": "report", "timeout": "20s"}`, first))
 	for name, c := range map[string]struct {
 		from *netnslab.Node
 		of   *netnslab.Node
@@ -340,7 +340,10 @@ func TestAnsweredInHandover(t *testing.T) {
 	<-lines
 	r.stop(daemon.ErrHandover)
 	netnslab.WaitFor(t, "end of the socket", patience, func() (bool, string) {
-		_, err := api.Dial(r.runDir)
+		client, err := api.Dial(r.runDir)
+		if err == nil {
+			client.Close()
+		}
 		return api.NotRunning(err), fmt.Sprint(err)
 	})
 	last := false
