@@ -103,8 +103,35 @@ func (l *life) rest() {
 	l.waitFrames("what is wanted from the beginning", l.heard, l.news, time.Time{}, l.wanted(), series)
 	begin := time.Now()
 	l.query(general, 0)
-	l.waitFrames("answer", l.alice.heard, l.own, begin, l.wanted(), 1)
+	l.wait("Query", func() (bool, string) { return l.lastQuery().After(begin), "" })
+	l.answered()
 }
+
+// answered waits until nothing is left to be answered: the bridge may have asked as well, and given more time.
+func (l *life) answered() {
+	l.tb.Helper()
+	for asked := l.lastQuery(); ; {
+		l.waitFrames("answer", l.alice.heard, l.own, asked, l.wanted(), 1)
+		last := l.lastQuery()
+		if last.Equal(asked) {
+			return
+		}
+		asked = last
+	}
+}
+
+// lastQuery tells when the container has heard a General Query last.
+func (l *life) lastQuery() (last time.Time) {
+	for _, f := range l.alice.heard.Frames() {
+		if asks(f) {
+			last = f.Time
+		}
+	}
+	return last
+}
+
+// asks tells whether a frame is a General Query that has come in.
+func asks(f netnslab.Frame) bool { return !f.Outgoing && f.ICMPv6() == 130 && f.Dst() == allNodes }
 
 // joinAll joins as an application does.
 func (l *life) joinAll() {
@@ -320,7 +347,7 @@ func (l *life) check(when string, want uint, words ...string) {
 // queries is how many General Queries have come to the container since a moment.
 func (l *life) queries(since time.Time) (n int) {
 	for _, f := range l.alice.heard.Frames() {
-		if !f.Outgoing && f.ICMPv6() == 130 && f.Dst() == allNodes && !f.Time.Before(since) {
+		if asks(f) && !f.Time.Before(since) {
 			n++
 		}
 	}
@@ -432,6 +459,14 @@ func (l *life) entered(bridge string) map[netip.Addr]bool {
 		}
 	}
 	return entered
+}
+
+// forget takes entries of the container's port from a bridge's MDB.
+func (l *life) forget(bridge string, groups ...netip.Addr) {
+	l.tb.Helper()
+	for _, group := range groups {
+		l.run("bridge", "mdb", "del", "dev", bridge, "port", l.alice.eth0.Peer().Name(), "grp", group.String())
+	}
 }
 
 // waitEntered waits until a bridge's MDB has entries for all groups, and returns how long that took.
