@@ -23,11 +23,12 @@ import (
 func TestMarks(t *testing.T) {
 	t.Parallel()
 	var (
-		group = netip.MustParseAddr("ff05::1")
-		a, b  = netip.MustParseAddr("fd00::a"), netip.MustParseAddr("fd00::b")
-		any   = listener.AnySource
-		from  = func(sources ...netip.Addr) listener.Filter { return listener.Filter{Sources: sources} }
-		but   = func(sources ...netip.Addr) listener.Filter {
+		group   = netip.MustParseAddr("ff05::1")
+		channel = netip.MustParseAddr("ff3e::8000:1")
+		a, b    = netip.MustParseAddr("fd00::a"), netip.MustParseAddr("fd00::b")
+		any     = listener.AnySource
+		from    = func(sources ...netip.Addr) listener.Filter { return listener.Filter{Sources: sources} }
+		but     = func(sources ...netip.Addr) listener.Filter {
 			return listener.Filter{Mode: listener.Exclude, Sources: sources}
 		}
 	)
@@ -126,6 +127,13 @@ func TestMarks(t *testing.T) {
 			held: held(any, agent.KernelID), declared: &api.Group{Addr: group, Mode: api.Include, Sources: []netip.Addr{a}, Deliver: true},
 			entries: []bridge.Entry{star}, want: []string{"sources-any"},
 		},
+		"a channel from any source": {
+			held: &agent.Group{
+				Address: listener.Address{Addr: channel, Mode: listener.Exclude},
+				Wanted:  []listener.Subscription{{ID: agent.KernelID, Filter: any}},
+			},
+			entries: []bridge.Entry{{Group: channel, Timer: 200 * time.Second}}, want: []string{"sources-any"},
+		},
 		"unwanted": {entries: []bridge.Entry{star}, want: []string{"unwanted"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -152,7 +160,11 @@ func TestMarks(t *testing.T) {
 				v.settings.Groups = append(v.settings.Groups, *c.declared)
 			}
 			list := compare(seen, api.Interface{}, nil, []*view{v})
-			if len(list) != 1 || list[0].Group != group {
+			about := group
+			if c.held != nil {
+				about = c.held.Addr
+			}
+			if len(list) != 1 || list[0].Group != about {
 				t.Fatalf("%+v", list)
 			}
 			var got []string

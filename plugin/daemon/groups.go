@@ -218,14 +218,15 @@ func (r *row) mark(g *api.GroupStatus, seen *sight) {
 // markReported says where the bridge disagrees about an address that is reported.
 func (r *row) markReported(g *api.GroupStatus, seen *sight, note func(code, format string, args ...any)) {
 	p, spoken := seen.port, seen.state.Version
+	named := func(w api.Want) bool { return !w.AnySource() }
 	switch anySource := r.held.Mode == listener.Exclude && len(r.held.Sources) == 0; {
-	case !slices.ContainsFunc(g.Wanted, func(w api.Want) bool { return !w.AnySource() }): // nobody names sources
+	case !slices.ContainsFunc(g.Wanted, named) && !mld.SourceSpecific(g.Group): // nobody names sources, nor should
 	case spoken == mld.Version1:
 		note(api.MarkSourcesMLDv1, "sources: MLDv1 is spoken, which cannot name them: data from any source may arrive")
 	case p != nil && p.state.Snooping && p.state.MLDVersion == 1: // B17
 		note(api.MarkSourcesBridge, "sources: bridge %s speaks MLDv1 (mcast_mld_version) and keeps none: data from any source may arrive", p.bridge)
 	case anySource:
-		note(api.MarkSourcesAny, "sources: another party wants any, or the kernel has not told yet which")
+		note(api.MarkSourcesAny, "sources: another party wants any, or the kernel has not told yet which: in its MLDv1 mode, up to 260s after a Query, it does not")
 	}
 	if p == nil {
 		if seen.unseen != "" {
