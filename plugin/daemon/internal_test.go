@@ -315,6 +315,15 @@ func (b *bench) add(ctx context.Context, d *Daemon, network string) *types.Error
 	return answer.Error
 }
 
+// attached has the container added to network "a".
+func (b *bench) attached(d *Daemon) *attachment {
+	b.Helper()
+	if err := b.add(b.Context(), d, "a"); err != nil {
+		b.Fatal(err)
+	}
+	return d.lookup(api.Attachment{Network: "a", ContainerID: "c1", IfName: "eth0"})
+}
+
 // stays and leaves are clients that wait for an answer, or have given up.
 func stays() bool  { return false }
 func leaves() bool { return true }
@@ -444,10 +453,7 @@ func TestApplyAfterFailure(t *testing.T) {
 	b := newBench(t)
 	d := b.begin()
 	defer b.end(d)
-	if err := b.add(t.Context(), d, "a"); err != nil {
-		t.Fatal(err)
-	}
-	a := d.lookup(api.Attachment{Network: "a", ContainerID: "c1", IfName: "eth0"})
+	a := b.attached(d)
 	tooMany := api.Group{Addr: netip.MustParseAddr("ff05::9"), Mode: api.Include, Deliver: true}
 	for n := range 65 {
 		tooMany.Sources = append(tooMany.Sources, netip.AddrFrom16([16]byte{0: 0xfd, 15: byte(n)}))
@@ -480,10 +486,7 @@ func TestStreamFails(t *testing.T) {
 	b := newBench(t)
 	d := b.begin()
 	defer b.end(d)
-	if err := b.add(t.Context(), d, "a"); err != nil {
-		t.Fatal(err)
-	}
-	if err := d.lookup(api.Attachment{Network: "a", ContainerID: "c1", IfName: "eth0"}).iface.netns.Close(); err != nil {
+	if err := b.attached(d).iface.netns.Close(); err != nil {
 		t.Fatal(err)
 	}
 	close(d.adopted)
@@ -526,10 +529,7 @@ func TestRestoreOnce(t *testing.T) {
 	b := newBench(t)
 	d := b.begin()
 	defer b.end(d)
-	if err := b.add(t.Context(), d, "a"); err != nil {
-		t.Fatal(err)
-	}
-	i := d.lookup(api.Attachment{Network: "a", ContainerID: "c1", IfName: "eth0"}).iface
+	i := b.attached(d).iface
 	_, leave, err := d.changing.enter(t.Context(), i.id)
 	if err != nil {
 		t.Fatal(err)
@@ -562,10 +562,7 @@ func TestRestoreReplaced(t *testing.T) {
 	b := newBench(t)
 	d := b.begin()
 	defer b.end(d)
-	if err := b.add(t.Context(), d, "a"); err != nil {
-		t.Fatal(err)
-	}
-	a := d.lookup(api.Attachment{Network: "a", ContainerID: "c1", IfName: "eth0"})
+	a := b.attached(d)
 	if err := a.joins.Join(netip.MustParseAddr("ff05::4321")); err != nil {
 		t.Fatal(err)
 	}
@@ -598,10 +595,7 @@ func TestReplacedThoughOvertaken(t *testing.T) {
 	b := newBench(t)
 	d := b.begin()
 	defer b.end(d)
-	if err := b.add(t.Context(), d, "a"); err != nil {
-		t.Fatal(err)
-	}
-	a := d.lookup(api.Attachment{Network: "a", ContainerID: "c1", IfName: "eth0"})
+	a := b.attached(d)
 	before, s := a.iface, *a.settings
 	s.Robustness = 3
 	ns, err := netns.Open(b.pod.Node().Path())
@@ -626,10 +620,7 @@ func TestCanDeliverNow(t *testing.T) {
 	b := newBench(t)
 	d := b.begin()
 	defer b.end(d)
-	if err := b.add(t.Context(), d, "a"); err != nil {
-		t.Fatal(err)
-	}
-	a := d.lookup(api.Attachment{Network: "a", ContainerID: "c1", IfName: "eth0"})
+	a := b.attached(d)
 	s := &api.Settings{Groups: []api.Group{{Deliver: true}}}
 	for range 20 {
 		b.pod.Node().SetSysctl("net/ipv6/conf/eth0/disable_ipv6", "1")
