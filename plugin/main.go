@@ -1,6 +1,7 @@
 package main
 
 import (
+	"os"
 	"runtime"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -15,8 +16,12 @@ var version = "devel"
 func init() { runtime.GOMAXPROCS(1) }
 
 func main() {
+	versions := cniversion.PluginSupports("0.3.1", "0.4.0", "1.0.0", "1.1.0")
+	if os.Getenv("CNI_COMMAND") == "DEL" { // the plugins before ours, whose DEL comes after it, are to have theirs
+		versions = cniversion.All
+	}
 	skel.PluginMainFuncs(
 		skel.CNIFuncs{Add: add, Del: del, Check: check, GC: gc, Status: status},
-		cniversion.PluginSupports("0.3.1", "0.4.0", "1.0.0", "1.1.0"),
+		versions,
 		"CNI plugin mld "+version)
 }

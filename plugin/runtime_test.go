@@ -22,7 +22,7 @@ import (
 )
 
 // TestVerbsOfEachVersion: CHECK came with 0.4.0, STATUS and GC with 1.1.0; a runtime that asks for one before is told so
-// and the daemon is left alone.
+// and the daemon is left alone. DEL takes those that ADD is refused for as well, so that the plugins before ours get theirs.
 func TestVerbsOfEachVersion(t *testing.T) {
 	t.Parallel()
 	d := startFake(t, fine)
@@ -31,8 +31,10 @@ func TestVerbsOfEachVersion(t *testing.T) {
 		version                     string
 		add, del, check, status, gc uint
 	}{
-		{"0.2.0", wrong, wrong, wrong, wrong, wrong},
-		{"0.3.0", wrong, wrong, wrong, wrong, wrong},
+		{"", wrong, 0, wrong, wrong, wrong}, // without the key
+		{"0.1.0", wrong, 0, wrong, wrong, wrong},
+		{"0.2.0", wrong, 0, wrong, wrong, wrong},
+		{"0.3.0", wrong, 0, wrong, wrong, wrong},
 		{"0.3.1", 0, 0, wrong, wrong, wrong},
 		{"0.4.0", 0, 0, 0, wrong, wrong},
 		{"1.0.0", 0, 0, 0, wrong, wrong},
@@ -43,7 +45,8 @@ func TestVerbsOfEachVersion(t *testing.T) {
 			t.Run(verb+" "+row.version, func(t *testing.T) {
 				before := len(d.seen())
 				result := strings.Replace(prevResult, "1.1.0", row.version, 1)
-				o := invocation{verb: verb, version: row.version, runDir: d.runDir, keys: result + `,"cni.dev/valid-attachments":[]`}.run(t)
+				config := fmt.Sprintf(`{"cniVersion":%q,"name":"lab","runDir":%q,"cni.dev/valid-attachments":[]%s}`, row.version, d.runDir, result)
+				o := invocation{verb: verb, config: strings.ReplaceAll(config, `"cniVersion":"",`, "")}.run(t)
 				o.wants(t, code)
 				want := 0
 				if code == 0 {
