@@ -94,11 +94,36 @@ func findDaemon(path string) (string, error) {
 	}
 	for _, dir := range dirs {
 		binary := filepath.Join(dir, "mldd")
-		if info, err := os.Stat(binary); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
+		info, err := os.Stat(binary)
+		switch {
+		case err != nil || !info.Mode().IsRegular():
+		case info.Mode()&0o111 == 0:
+			return "", fmt.Errorf("%w: %s is not executable: chmod +x", errStart, binary)
+		default:
 			return filepath.Abs(binary)
 		}
 	}
 	return "", fmt.Errorf("%w: no program mldd in %s", errStart, strings.Join(dirs, ", "))
+}
+
+// try finds out whether the program can be started, and knows our arguments: it is to say its version.
+func try(ctx context.Context, binary, runDir string) error {
+	cmd := exec.CommandContext(ctx, binary)
+	cmd.Args = append(arguments(binary, runDir), "--version")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // what it may have started ends with it
+	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
+	err := cmd.Run()
+	if err != nil && ctx.Err() != nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %s --version: %w", errStart, binary, err)
+	}
+	return nil
+}
+
+func arguments(binary, runDir string) []string {
+	return []string{binary, "--run-dir", runDir, "--self-started"}
 }
 
 // start runs mldd as a daemon and returns when it is ready. It keeps nothing of the caller's: no descriptor,
@@ -125,7 +150,7 @@ func start(ctx context.Context, binary, runDir string) error {
 	command := func(attr *syscall.SysProcAttr) *exec.Cmd {
 		attr.Setsid = true
 		return &exec.Cmd{
-			Path: binary, Args: []string{binary, "--run-dir", runDir, "--self-started"},
+			Path: binary, Args: arguments(binary, runDir),
 			Env: []string{"PATH=" + os.Getenv("PATH")}, Dir: "/",
 			Stderr: logFile, ExtraFiles: []*os.File{ready}, // standard input and output are /dev/null
 			SysProcAttr: attr,

@@ -35,6 +35,9 @@ type birth struct {
 // fakeDaemonMain is the main function of mldd in these tests. Its run directory tells it what to do: the file
 // "behaviour" holds a word, and "births" gets a line of JSON for each start.
 func fakeDaemonMain() {
+	if os.Args[len(os.Args)-1] == "--version" {
+		return
+	}
 	b := birth{PID: os.Getpid(), Args: os.Args[1:], Environ: os.Environ(), Descriptors: map[int]string{}}
 	b.Dir, _ = os.Getwd()
 	b.Session, _ = unix.Getsid(0)
@@ -312,8 +315,15 @@ func TestAutostartFails(t *testing.T) {
 		if err := errors.Join(os.Link(built, program), os.WriteFile(mldd, []byte("text"), 0o700)); err != nil {
 			t.Fatal(err)
 		}
-		o := invocation{verb: "ADD", runDir: runDir, program: program, keys: prevResult}.run(t)
-		o.wants(t, 11, mldd, "exec format error", "start mldd by systemd")
+		invocation{verb: "ADD", runDir: runDir, program: program, keys: prevResult}.run(t).
+			wants(t, 11, mldd, "exec format error", "start mldd by systemd")
+		invocation{verb: "STATUS", runDir: runDir, program: program}.run(t).wants(t, 50, mldd, "exec format error")
+		if err := os.Chmod(mldd, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for verb, code := range map[string]uint{"ADD": 11, "STATUS": 50} {
+			invocation{verb: verb, runDir: runDir, program: program, keys: prevResult}.run(t).wants(t, code, mldd+" is not executable")
+		}
 	})
 	t.Run("switched off", func(t *testing.T) {
 		o := invocation{verb: "ADD", runDir: runDir, program: program, keys: prevResult + `,"autostart":false`}.run(t)

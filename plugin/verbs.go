@@ -216,7 +216,10 @@ func status(args *skel.CmdArgs) error {
 	_, err := api.Exchange(ctx, c.runDir, &api.Request{Op: api.OpStatus})
 	gone := api.NotRunning(err)
 	if gone && c.autostart {
-		_, err = findDaemon(args.Path)
+		var binary string
+		if binary, err = findDaemon(args.Path); err == nil {
+			err = try(ctx, binary, c.runDir)
+		}
 	}
 	if err == nil {
 		return nil

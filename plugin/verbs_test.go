@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -376,12 +377,51 @@ func TestStatus(t *testing.T) {
 	invocation{verb: "STATUS", runDir: runDir}.run(t).wants(t, 50, "no program mldd in "+filepath.Dir(built), "start mldd")
 	program := installation(t)
 	invocation{verb: "STATUS", runDir: runDir, program: program}.run(t).wants(t, 0)
+	broken := scriptedInstallation(t, "exit 3")
+	invocation{verb: "STATUS", runDir: runDir, program: broken}.run(t).
+		wants(t, 50, "mldd cannot be started: "+filepath.Dir(broken)+"/mldd --version: exit status 3", "start mldd")
 	off := invocation{verb: "STATUS", runDir: runDir, program: program, keys: `,"autostart":false`}.run(t)
 	off.wants(t, 50, api.SocketPath(runDir))
 	invocation{verb: "STATUS", runDir: filepath.Join(runDir, "none"), program: program}.run(t).wants(t, 50, "create it")
 	if pids := startedDaemons(t, runDir); len(pids) != 0 {
 		t.Errorf("STATUS started %v", pids)
 	}
+}
+
+// TestStatusHangs: a program that never says its version is ended with the call, and with what it has started.
+func TestStatusHangs(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits for a deadline of ten seconds")
+	}
+	t.Parallel()
+	runDir := tempDir(t)
+	pidFile := filepath.Join(runDir, "pid")
+	hangs := scriptedInstallation(t, "sleep 60 & echo $! >"+pidFile+"; wait")
+	invocation{verb: "STATUS", runDir: runDir, program: hangs}.run(t).wants(t, 50, "--version: context deadline exceeded")
+	text, err := os.ReadFile(pidFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var status unix.WaitStatus
+	if _, err := unix.Wait4(pid, &status, 0, nil); err != nil || status.Signal() != unix.SIGKILL {
+		t.Errorf("ended with %v, %v: want SIGKILL", status, err)
+	}
+}
+
+// scriptedInstallation is installation with a shell script as mldd.
+func scriptedInstallation(t *testing.T, script string) string {
+	t.Helper()
+	dir := tempDir(t)
+	program := filepath.Join(dir, "mld")
+	err := errors.Join(os.Link(built, program), os.WriteFile(filepath.Join(dir, "mldd"), []byte("#!/bin/sh\n"+script+"\n"), 0o700))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return program
 }
 
 // TestStatusOfContainersLeft: 51 only where nothing can bring the listeners of this network back.
@@ -393,6 +433,7 @@ func TestStatusOfContainersLeft(t *testing.T) {
 	remember(t, runDir, "lab@c1@eth0.json", "lab@c2@eth@0.json")
 	invocation{verb: "STATUS", runDir: runDir}.run(t).wants(t, 51, "no program mldd", "2 attachments of network lab", "start mldd")
 	invocation{verb: "STATUS", runDir: runDir, keys: `,"autostart":false`}.run(t).wants(t, 51, api.SocketPath(runDir), "2 attachments")
+	invocation{verb: "STATUS", runDir: runDir, program: scriptedInstallation(t, "exit 3")}.run(t).wants(t, 51, "exit status 3", "2 attachments")
 	invocation{verb: "STATUS", runDir: runDir, program: installation(t)}.run(t).wants(t, 0)
 
 	d := startFake(t, func(*api.Request) *api.Answer { return &api.Answer{Error: types.NewError(999, "broken", "")} })
