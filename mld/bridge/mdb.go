@@ -65,6 +65,21 @@ func (e Entry) String() string {
 	return fmt.Sprintf("(%s,%s) port %d", source, e.Group, e.Port)
 }
 
+// SourceLimit says in words, to end a text about sources that have no entry, that a port's entries for a group have as many
+// sources as a Linux bridge keeps (PG_SRC_ENT_LIMIT). It is empty where they have fewer.
+func SourceLimit(entries []Entry, group netip.Addr) string {
+	sources := make(map[uint16]int) // by VLAN
+	for _, e := range entries {
+		if e.Group == group && e.Source.IsValid() {
+			sources[e.VLAN]++
+		}
+		if sources[e.VLAN] == 32 {
+			return ": a Linux bridge keeps 32 sources for a port and group: name fewer"
+		}
+	}
+	return ""
+}
+
 // errInterrupted says that the database changed so often that no consistent copy could be had.
 var errInterrupted = errors.New("changed while it was being read")
 

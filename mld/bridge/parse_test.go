@@ -28,6 +28,26 @@ func TestOverflowReadsTheDatabaseAgain(t *testing.T) {
 	}
 }
 
+// What is full is told from what is not: the sources of one group in one VLAN count.
+func TestSourceLimit(t *testing.T) {
+	group, other := netip.MustParseAddr("ff35::8000:1"), netip.MustParseAddr("ff35::8000:2")
+	source := func(i int) netip.Addr { return netip.AddrFrom16([16]byte{0: 0xfd, 15: byte(i)}) }
+	entries := []Entry{{Group: group, Include: true}}
+	for i := range 31 {
+		entries = append(entries, Entry{Group: group, Source: source(i)}, Entry{Group: other, Source: source(i)})
+	}
+	entries = append(entries, Entry{Group: group, VLAN: 1, Source: source(31)}, Entry{Group: other, Source: source(31)})
+	missing := make(pending)
+	missing.add(Flow{Group: group, Source: source(32)})
+	missing.add(Flow{Group: other}) // which a full list of sources does not keep away
+	if limit := missing.limit(entries); limit != "" {
+		t.Errorf("31 sources: %q", limit)
+	}
+	if limit := missing.limit(append(entries, Entry{Group: group, Source: source(31)})); !strings.Contains(limit, "keeps 32 sources") {
+		t.Errorf("32 sources: %q", limit)
+	}
+}
+
 // fakeKernel answers for a bridge with one port: to each dump of its database an entry for a group, with flags. look is
 // called for each.
 func fakeKernel(look func() (group string, flags netlink.HeaderFlags)) *netlink.Conn {

@@ -349,11 +349,11 @@ func (p *Port) wait(ctx context.Context, flows []Flow, some bool) error {
 	defer context.AfterFunc(ctx, func() { _ = events.SetReadDeadline(time.Unix(1, 0)) })()
 
 	for look := secondLook; ; {
-		missing, err := p.missing(wanted, some)
+		members, err := p.Members()
+		missing := wanted.missing(members, some)
 		interrupted := errors.Is(err, errInterrupted)
 		switch {
 		case interrupted: // the next try is to come at a calmer moment
-			missing = wanted.clone()
 		case err != nil || len(missing) == 0:
 			return err
 		}
@@ -377,7 +377,7 @@ func (p *Port) wait(ctx context.Context, flows []Flow, some bool) error {
 		case end != nil && interrupted:
 			return &missingError{err.Error(), end}
 		case end != nil:
-			return &missingError{fmt.Sprintf("%s: no entry for %v", p, missing.flows()), end}
+			return &missingError{fmt.Sprintf("%s: no entry for %v%s", p, missing.flows(), missing.limit(members)), end}
 		}
 	}
 }
@@ -482,22 +482,31 @@ func (m pending) flows() []Flow {
 	return list
 }
 
-// missing returns what of wanted no entry on the port forwards.
-func (p *Port) missing(wanted pending, some bool) (pending, error) {
-	members, err := p.Members()
-	if err != nil {
-		return nil, err
-	}
-	missing := wanted.clone()
+// missing returns what none of a port's entries forwards.
+func (m pending) missing(members []Entry, some bool) pending {
+	missing := m.clone()
 	for _, e := range members {
 		missing.serve(e, some)
 	}
 	for _, e := range members { // which an entry for any source may have served too early
-		if e.Blocked && wanted.of(e) {
+		if e.Blocked && m.of(e) {
 			missing.add(Flow{e.Group, e.Source})
 		}
 	}
-	return missing, nil
+	return missing
+}
+
+// limit is [SourceLimit] for what is missing from named sources.
+func (m pending) limit(members []Entry) string {
+	for group, sources := range m {
+		if _, anySource := sources[netip.Addr{}]; anySource {
+			continue
+		}
+		if limit := SourceLimit(members, group); limit != "" {
+			return limit
+		}
+	}
+	return ""
 }
 
 // follow hears events until no more groups than rest are left in missing, or until the database must be read.

@@ -50,6 +50,13 @@ func TestMarks(t *testing.T) {
 	source := func(s netip.Addr, blocked bool) bridge.Entry {
 		return bridge.Entry{Group: group, Source: s, Blocked: blocked}
 	}
+	var many []netip.Addr
+	kept := []bridge.Entry{starInclude} // of them, by a Linux bridge
+	for i := range 33 {
+		many = append(many, netip.AddrFrom16([16]byte{0: 0xfd, 15: byte(i)}))
+		kept = append(kept, source(many[i], false))
+	}
+	kept = kept[:33]
 	fine := bridge.State{Snooping: true, Querier: true, MLDVersion: 2, HashMax: 4096, Forwarding: true}
 	with := func(change func(*bridge.State)) bridge.State {
 		s := fine
@@ -115,6 +122,10 @@ func TestMarks(t *testing.T) {
 			want: []string{"sources-missing! fd00::a"}},
 		"one source missing": {held: held(from(a, b), agent.KernelID), entries: []bridge.Entry{starInclude, source(a, false)},
 			want: []string{"sources-missing! fd00::b"}},
+		"one source more than a bridge keeps": {held: held(from(many...), agent.KernelID), entries: kept,
+			want: []string{"sources-missing! fd00::20: bridge br0 has no entry for it on port veth0: a Linux bridge keeps 32 sources"}},
+		"any source missing beside many": {held: held(any, agent.KernelID), entries: kept,
+			want: []string{"sources-missing! any source: bridge br0 has no entry for it on port veth0."}},
 		"any source missing": {held: held(any, agent.KernelID), entries: []bridge.Entry{starInclude, source(a, false)},
 			want: []string{"sources-missing! any source"}},
 		"one source missing, no querier": {held: held(from(a), agent.KernelID), entries: []bridge.Entry{starInclude},
@@ -177,7 +188,7 @@ func TestMarks(t *testing.T) {
 					t.Errorf("%s says nothing", m.Code)
 				}
 				if i < len(c.want) { // and what it has to name
-					if _, name, ok := strings.Cut(c.want[i], " "); ok && strings.Contains(m.Text, name) {
+					if _, name, ok := strings.Cut(c.want[i], " "); ok && strings.Contains(m.Text+".", name) {
 						text += " " + name
 					}
 				}

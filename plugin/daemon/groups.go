@@ -253,7 +253,12 @@ func (r *row) markReported(g *api.GroupStatus, seen *sight, note func(code, form
 	case len(r.entries) == 0:
 		note(api.MarkNotInMDB, "not in the MDB: reported, and bridge %s has no entry on port %s", p.bridge, p.name)
 	case len(missing) > 0 && p.state.Querier:
-		note(api.MarkSourcesMissing, "not forwarded from %s: bridge %s has no entry for it on port %s", strings.Join(missing, ", "), p.bridge, p.name)
+		limit := ""
+		if r.held.Mode == listener.Include {
+			limit = bridge.SourceLimit(r.entries, g.Group)
+		}
+		note(api.MarkSourcesMissing, "not forwarded from %s: bridge %s has no entry for it on port %s%s", strings.Join(missing, ", "), p.bridge,
+			p.name, limit)
 	}
 }
 

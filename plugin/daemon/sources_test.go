@@ -370,7 +370,7 @@ func TestB18_MoreSourcesThanABridgeKeeps(t *testing.T) {
 		t.Error(answer.Degraded)
 	}
 	r.check("lab", pod.Node(), declare(32))
-	const missing = "no entry for [(fd00::20,ff3e::8000:1)]"
+	const missing = "no entry for [(fd00::20,ff3e::8000:1)]: a Linux bridge keeps 32 sources for a port and group: name fewer"
 	if answer := r.add("lab", pod.Node(), declare(33)); !strings.Contains(answer.Degraded, missing) {
 		t.Errorf("degraded: %q, which does not say %q", answer.Degraded, missing)
 	}
