@@ -388,7 +388,7 @@ func TestMldctlGroups(t *testing.T) {
 				c.eth0.SetUp()
 				entry(s, c) // of what is reported from "::"
 			},
-			codes: []string{"tentative"}, text: "duplicate address detection of fe80::",
+			codes: []string{"tentative"}, text: `reported from "::" until duplicate address detection of fe80::`,
 		},
 		"IPv6 off": {
 			bridge: quiet, keys: only(groupA), then: func(_ *segment, c *container) {

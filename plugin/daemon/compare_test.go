@@ -90,9 +90,12 @@ func TestMarks(t *testing.T) {
 		"IPv6 off": {held: because(agent.IPv6Off), ipv6Off: true, want: []string{"ipv6-off!"}},
 		"down":     {held: because(agent.LinkDown), want: []string{"link-down!"}},
 		"no addr":  {held: because(agent.NoLinkLocal), want: []string{"no-link-local!"}},
-		"in DAD":   {held: because(agent.NoLinkLocal), dad: true, entries: []bridge.Entry{star}, want: []string{"tentative"}},
+		"in DAD":   {held: because(agent.NoLinkLocal), dad: true, entries: []bridge.Entry{star}, want: []string{`tentative reported from "::" until`}},
 		"refused":  {held: because(agent.Refused), want: []string{"send-refused!"}},
 		"due":      {held: because(agent.ReportDue), want: []string{"report-due!"}},
+		"in DAD, no entry": {
+			held: because(agent.NoLinkLocal), dad: true, want: []string{"tentative not reported: so it is"},
+		},
 		"declared alone, IPv6 off": {
 			declared: declared(true), ipv6Off: true, mtu: 1500, want: []string{"ipv6-off! disable_ipv6"},
 		},

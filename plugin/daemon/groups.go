@@ -206,7 +206,9 @@ func (r *row) mark(g *api.GroupStatus, seen *sight) {
 		note(api.MarkIPv6Off, "not reported: %s", seen.state.Link.Obstacle())
 	case r.held == nil:
 		note(api.MarkNotHeld, "not reported: the listener does not hold it")
-	case r.held.Why == agent.NoLinkLocal && seen.state.Link.Tentative.IsValid(): // V1-30: it is reported from "::", which may do
+	case r.held.Why == agent.NoLinkLocal && seen.state.Link.Tentative.IsValid() && g.MDB != nil: // V1-30
+		note(api.MarkTentative, `reported from "::" until duplicate address detection of %v is done`, seen.state.Link.Tentative)
+	case r.held.Why == agent.NoLinkLocal && seen.state.Link.Tentative.IsValid(): // no bridge has told
 		note(api.MarkTentative, "not reported: %s", r.held.Words)
 	case r.held.Why != agent.Reported:
 		note(unreported[r.held.Why], "not reported: %s", r.held.Words)
