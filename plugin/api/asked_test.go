@@ -104,7 +104,7 @@ func TestAskedRefuses(t *testing.T) {
 		{"V1-22", `{}`, `"ff05::1,ff02::1"`, []string{`place0[1]: "ff02::1"`, "all-nodes"}},
 		{"V1-23", `{}`, `"ff01::5"`, []string{`place0[0]: "ff01::5"`, "scope 1"}},
 		{"V2-75", `{"groups": ["fd00::1@ff3e::8000:1"]}`, `"ff3e::8000:1"`, []string{`place0[0]: "ff3e::8000:1"`, "needs its sources"}},
-		{"", `{}`, `["ff05::1", {"group": "ff05::1", "deliver": false}]`, []string{"place0[1]: {", "contradicts an entry before it"}},
+		{"", `{}`, `["ff05::1", {"group": "ff05::1", "deliver": false}]`, []string{"place0[1]: {", "contradicts place0[0]"}},
 		{"", `{}`, long, []string{"place0: ", fmt.Sprint(MaxAsked), "fewer groups"}},
 		{"", `{"allowedGroups": ["ff05::/16", "ff02::8/128"]}`, `"ff05::1, ff02::9"`,
 			[]string{`place0[1]: "ff02::9"`, "not in allowedGroups", "[ff05::/16 ff02::8/128]", "ask for a group that is"}},

@@ -210,7 +210,7 @@ func (g *Group) parse(text string) error {
 	read := Group{Deliver: true}
 	group := text
 	if several(text) {
-		return errors.New("has several groups: write one in each string, or in each flag --group")
+		return errors.New("is not one GROUP or SOURCE@GROUP: write one in each string, or in each flag --group, and two of them for two sources")
 	}
 	if source, after, found := strings.Cut(text, "@"); found {
 		addr, err := parseSource(source)
@@ -308,18 +308,21 @@ func sortedAddrs(addrs []netip.Addr) []netip.Addr {
 	return slices.Compact(addrs)
 }
 
-// contradicts says why two entries for one address can not be one. Sources to include add up.
-func (g Group) contradicts(o Group) error {
-	const once = "name the group once"
+// contradicts says why an entry for an address that the entry at place has as well can not be one with it. Sources to
+// include add up.
+func (g Group) contradicts(place string, first Group) error {
+	wants := "from any source"
 	switch {
-	case g.Deliver != o.Deliver:
-		return fmt.Errorf("contradicts an entry before it: %v with deliver true and false: %s", g.Addr, once)
-	case g.Mode != o.Mode:
-		return fmt.Errorf("contradicts an entry before it: %v with mode include and exclude, which any source is: %s", g.Addr, once)
-	case g.Mode == Exclude && !slices.Equal(g.Sources, o.Sources):
-		return fmt.Errorf("contradicts an entry before it: %v with different sources to exclude: %s", g.Addr, once)
+	case g.Deliver != first.Deliver:
+		wants = fmt.Sprintf("with deliver %v", first.Deliver)
+	case g.Mode == first.Mode && (g.Mode == Include || slices.Equal(g.Sources, first.Sources)):
+		return nil
+	case first.Mode == Include:
+		wants = "from named sources alone"
+	case len(first.Sources) > 0:
+		wants = "from all sources but the named"
 	}
-	return nil
+	return fmt.Errorf("contradicts %s, which wants %v %s: name the group once", place, first.Addr, wants)
 }
 
 // union returns what two lists in normal form ask for together, in normal form.

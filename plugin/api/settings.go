@@ -202,7 +202,8 @@ func parseGroups(raw json.RawMessage) ([]Group, *types.Error) {
 // contradict each other.
 func parseList(place string, elements []json.RawMessage, allowed allowList) ([]Group, *types.Error) {
 	var groups []Group
-	indices := make(map[netip.Addr]int, len(elements))
+	type index struct{ element, group int } // of the first entry for an address
+	indices := make(map[netip.Addr]index, len(elements))
 	for i, e := range elements {
 		var g Group
 		err := g.UnmarshalJSON(e)
@@ -214,16 +215,16 @@ func parseList(place string, elements []json.RawMessage, allowed allowList) ([]G
 		}
 		first, known := indices[g.Addr]
 		if err == nil && known {
-			err = groups[first].contradicts(g)
+			err = g.contradicts(fmt.Sprintf("%s[%d]", place, first.element), groups[first.group])
 		}
 		switch {
 		case err != nil:
 			return nil, InvalidConfig(fmt.Sprintf("%s[%d]", place, i), e, err.Error())
 		case !known:
-			indices[g.Addr] = len(groups)
+			indices[g.Addr] = index{i, len(groups)}
 			groups = append(groups, g)
 		case g.Mode == Include:
-			groups[first].Sources = append(groups[first].Sources, g.Sources...) // sorted below
+			groups[first.group].Sources = append(groups[first.group].Sources, g.Sources...) // sorted below
 		}
 	}
 	for i := range groups {

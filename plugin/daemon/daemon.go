@@ -18,9 +18,9 @@ import (
 	"github.com/seed-aaab8e3a/cni-mld/plugin/api"
 )
 
-// ErrHandover is the cause of the end of Serve's context when another daemon takes over at once: nothing is left then,
+// ErrHandover is the cause of the end of Serve's context when the next worker takes over at once: nothing is left then,
 // and requests that are at work are finished.
-var ErrHandover = errors.New("another daemon takes over")
+var ErrHandover = errors.New("the next worker takes over")
 
 // Config is what a Daemon is made of.
 type Config struct {

@@ -375,5 +375,5 @@ func byFlag(text string) string {
 	if !ok {
 		return text
 	}
-	return "--" + flag + " " + rest
+	return "--" + flag + " " + strings.ReplaceAll(rest, key+"[", "--"+flag+"[")
 }

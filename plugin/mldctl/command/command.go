@@ -76,8 +76,7 @@ type tool struct {
 // New makes the command mldctl, complete with what cobra adds when it runs.
 func New(version string) *cobra.Command {
 	root, _ := newRoot(version)
-	root.InitDefaultHelpCmd()
-	addCompletion(root)
+	addDefaults(root)
 	return root
 }
 
@@ -90,6 +89,7 @@ func newRoot(version string) (*cobra.Command, *tool) {
 are wanted, reported and forwarded there, and what happens. It also attaches interfaces that no CNI runtime manages.
 
 ` + exitCodes,
+		Version:       version,
 		Args:          cobra.NoArgs,
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -104,17 +104,29 @@ are wanted, reported and forwarded there, and what happens. It also attaches int
 	}
 	root.PersistentFlags().StringVar(&t.runDir, "run-dir", api.DefaultRunDir, "run `directory` of mldd")
 	root.PersistentFlags().BoolVar(&t.json, "json", false, "print JSON: one document, or an object in each line for what goes on")
+	root.Flags().Bool("version", false, "print the version and exit")
+	root.SetVersionTemplate("mldctl {{.Version}}\n")
 	root.SetFlagErrorFunc(flagError)
 	root.AddCommand(t.status(), t.groups(), t.watch(), t.attach(), t.detach(), t.versions())
 	return root, t
 }
 
-// addCompletion adds cobra's command, which writes to where root does by then. As cobra makes it, it answers a shell that
-// it does not know with its help, and all is fine.
-func addCompletion(root *cobra.Command) {
+// addDefaults adds cobra's commands, which write to where root does by then. As cobra makes them, they answer a command or
+// a shell that they do not know with help, and all is fine.
+func addDefaults(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()
 	for _, c := range root.Commands() {
-		if c.Name() == "completion" {
+		switch c.Name() {
+		case "help":
+			c.Args = func(_ *cobra.Command, args []string) error {
+				of, unknown, err := root.Find(args)
+				if err != nil {
+					return err
+				}
+				return cobra.NoArgs(of, unknown)
+			}
+		case "completion":
 			c.RunE = root.RunE
 		}
 	}
@@ -130,7 +142,7 @@ func (t *tool) run(ctx context.Context, root *cobra.Command, args []string, stdo
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	addCompletion(root)
+	addDefaults(root)
 	cmd, err := root.ExecuteContextC(ctx)
 	_, wrong := errors.AsType[wrongUsage](err)
 	switch {

@@ -534,10 +534,17 @@ func TestExitCodes(t *testing.T) {
 		"attach a --pid x": exitUsage, "attach a --interface a/b": exitUsage, "attach a --profile x": exitUsage, "help": exitFine,
 		"attach a --group {": exitUsage, "attach a --group ff05::1,ff05::2": exitUsage, "completion bash": exitFine, "attach a --timeout 2m": exitUsage,
 		"completion": exitFine, "completion bsh": exitUsage, "status --run-dir a": exitUsage, "version --run-dir a": exitUsage,
+		"--version": exitFine, "help attach": exitFine, "help nonsense": exitUsage, "help status x": exitUsage, "completion --version": exitUsage,
 	} {
 		out, complaint, got := none.run(t.Context(), strings.Fields(args)...)
 		if got != code || (complaint == "") != (code == exitFine) || (out == "") != (code != exitFine) {
 			t.Errorf("mldctl %s: code %d, want %d: %q %q", args, got, code, out, complaint)
+		}
+		if args == "--version" && out != "mldctl v1.0\n" {
+			t.Errorf("mldctl %s: %q", args, out)
+		}
+		if strings.Contains(args, "help") && code != exitFine && strings.Count(complaint, "\n") != 1 {
+			t.Errorf("mldctl %s: %q", args, complaint)
 		}
 		if strings.Contains(args, ",") && !strings.Contains(complaint, "in each flag --group") {
 			t.Errorf("mldctl %s: %q", args, complaint)
@@ -645,6 +652,7 @@ func TestWrongFlags(t *testing.T) {
 		"attach a --timeout x":                        `--timeout "x": must be a duration such as "1s", more than 0 and at most 1m`,
 		"attach a --unsolicited-report-interval x":    `--unsolicited-report-interval "x": must be a duration such as "10s", more than 0 and at most 1h`,
 		"attach a --group ff05::1 --group ff05::1%%0": `--group "ff05::1%%0": has a zone: leave it out, the interface is the attachment's`,
+		"attach a --group ff05:: --group 2::@ff05::":  `--group "2::@ff05::": contradicts --group[0], which wants ff05:: from any source: name the group once`,
 		"attach a --nonsense":                         "unknown flag: --nonsense",
 	} {
 		command, _, _ := strings.Cut(args, " ")
