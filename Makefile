@@ -57,7 +57,7 @@ race: tools modules ## run all tests under the race detector
 twin: tools modules ## hold the kernel's listener against ours; wants an idle machine (TWIN_SEED, TWIN_STEPS)
 	go test -tags twin -count=1 -p 1 -timeout 60m $(TESTFLAGS) ./e2e/twin
 
-e2e-runtimes: tools modules bin/runtimes ## run it under cnitool, containerd, podman and systemd; as root on Debian
+e2e-runtimes: tools modules bin/runtimes ## run it under cnitool, containerd, podman and systemd; as root on Debian, fetches some 50 MB of packages into bin
 	cd e2e/runtimes && go mod download && go test -count=1 -timeout 10m -v $(TESTFLAGS) .
 
 # The kernels are Debian's, by the machine's apt, and stay in bin/kernels until make clean.
@@ -165,6 +165,7 @@ uninstall: ## remove what install has installed
 	rm -f '$(DESTDIR)$(PREFIX)/bin/mld' '$(DESTDIR)$(PREFIX)/bin/mldd' '$(DESTDIR)$(BINDIR)/mldctl'
 	rm -f '$(DESTDIR)$(UNITDIR)/mldd.service' '$(DESTDIR)$(UNITDIR)/mldd.socket'
 	rm -f '$(DESTDIR)$(MANDIR)/man5/mld.5' '$(DESTDIR)$(MANDIR)/man8/mldd.8' '$(DESTDIR)$(MANDIR)'/man1/mldctl*.1
+	@test ! -d '$(DESTDIR)/run/mld' || echo 'left: $(DESTDIR)/run/mld, with the log and what was attached; once no mldd runs: rm -r $(DESTDIR)/run/mld'
 
 clean: ## remove what was built
 	rm -rf bin

@@ -41,7 +41,7 @@ func Main(m *testing.M) {
 		if err == nil {
 			os.Exit(code)
 		}
-		unavailable = fmt.Errorf("no namespaces for the test binary: %w", err)
+		unavailable = fmt.Errorf("no namespaces for the test binary, which takes root or user namespaces: %w", err)
 	}
 	if unavailable == nil {
 		if err := loopbackUp(); err != nil {
@@ -147,5 +147,5 @@ func Skip(tb TB, reason string) {
 	if os.Getenv("LAB_REQUIRED") == "1" {
 		tb.Fatalf("LAB_REQUIRED=1 but this test cannot run: %s", reason)
 	}
-	tb.Skipf("%s", reason)
+	tb.Skipf("%s (with LAB_REQUIRED=1 it fails)", reason)
 }

@@ -280,7 +280,8 @@ func TestLabRequired(t *testing.T) {
 		t.Run("LAB_REQUIRED="+value, func(t *testing.T) {
 			t.Setenv("LAB_REQUIRED", value)
 			p := run(func(p *program) { netnslab.Skip(p, "no moon") })
-			if p.skipped != want.skipped || p.failed != want.failed || !strings.Contains(p.log.String(), "no moon") {
+			if p.skipped != want.skipped || p.failed != want.failed || !strings.Contains(p.log.String(), "no moon") ||
+				!strings.Contains(p.log.String(), "LAB_REQUIRED=1") {
 				t.Errorf("skipped %v, failed %v, log %q; want %+v", p.skipped, p.failed, p.log.String(), want)
 			}
 		})

@@ -154,7 +154,13 @@ func TestInstall(t *testing.T) {
 	case <-time.After(time.Minute):
 		t.Fatalf("mldd goes on\n%s", &log)
 	}
-	if out := run("uninstall"); strings.Contains(out, "warning") {
-		t.Errorf("of no process:\n%s", out)
+	if strings.Contains(out, "rm -r") {
+		t.Errorf("of no run directory:\n%s", out)
+	}
+	if err := os.MkdirAll(filepath.Join(dest, "/run/mld"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if out := run("uninstall"); strings.Contains(out, "warning") || !strings.Contains(out, "rm -r "+dest+"/run/mld\n") {
+		t.Errorf("of no process, and of the run directory:\n%s", out)
 	}
 }
