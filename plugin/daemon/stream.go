@@ -53,9 +53,8 @@ func (d *Daemon) stream(ctx context.Context, conn *net.UnixConn, r *api.Request)
 	}
 	select { // what stood before this daemon is there, or gone
 	case <-d.adopted:
-	case <-ctx.Done():
-		return say(&api.Line{Error: types.NewError(types.ErrTryAgainLater,
-			"mldd ends, and what stood before it is not back yet: ask the next one", "")})
+	case <-ctx.Done(): // who asks again finds the next daemon
+		return errors.New("not told: mldd ends, and what stood before it is not back yet")
 	}
 	tell := d.list
 	if r.Op == api.OpGroups {

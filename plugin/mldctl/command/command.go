@@ -202,19 +202,25 @@ func (t *tool) lines(ctx context.Context, r *api.Request, wanted func(*api.Line)
 		return nil, err
 	}
 	defer r.HostNetns.Close()
-	if list, err = t.stream(ctx, r, wanted); api.NotRunning(err) {
-		list, err = t.stream(ctx, r, wanted)
+	for range maxWorkers {
+		var c *api.Client
+		if c, err = t.dial(); err != nil {
+			return nil, err
+		}
+		list, err = stream(ctx, c, r, wanted)
+		c.Close()
+		if !api.NotRunning(err) {
+			break
+		}
 	}
 	return list, exchangeError(err)
 }
 
+// maxWorkers is how many workers, each of which may be replaced by the next one, are asked for lines.
+const maxWorkers = 10
+
 // stream is lines of one worker.
-func (t *tool) stream(ctx context.Context, r *api.Request, wanted func(*api.Line) bool) (list []*api.Line, err error) {
-	c, err := api.Dial(t.runDir)
-	if err != nil {
-		return nil, err
-	}
-	defer c.Close()
+func stream(ctx context.Context, c *api.Client, r *api.Request, wanted func(*api.Line) bool) (list []*api.Line, err error) {
 	for line, err := range c.Stream(ctx, r) {
 		if err != nil {
 			return list, err
