@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -86,7 +87,7 @@ func BenchmarkAdd(b *testing.B) {
 				dels.time(b, name, func() error { return chains[name].Del(ctx, n) })
 			}
 		}
-		b.Logf("ADD\n%s\nDEL\n%s", adds.tableBeside(alone), dels.tableBeside(alone))
+		show("in a chain, ADD", adds.tableBeside(alone), "DEL", dels.tableBeside(alone))
 		b.ReportMetric(0, "ns/op")
 		tell(b, "ADD-mld/tuning", adds.added(ours, alone), adds.added(tuning, alone))
 		tell(b, "ADD-noop/tuning", adds.added(noop, alone), adds.added(tuning, alone))
@@ -109,7 +110,7 @@ func BenchmarkAdd(b *testing.B) {
 				eth0.Delete()
 			}
 		}
-		b.Logf("ADD\n%s\nDEL\n%s", adds.table(), dels.table())
+		show("by itself, ADD", adds.table(), "DEL", dels.table())
 		b.ReportMetric(0, "ns/op")
 		tell(b, "ADD-mld/tuning", adds.median(ours), adds.median(tuning))
 		tell(b, "ADD-noop/tuning", adds.median(noop), adds.median(tuning))
@@ -118,6 +119,9 @@ func BenchmarkAdd(b *testing.B) {
 	})
 	b.Run("Call", func(b *testing.B) { s.measureCall(b, echo) })
 }
+
+// show prints tables, each after its title. A benchmark's log would be cut to ten lines.
+func show(parts ...string) { fmt.Fprintf(os.Stderr, "\n%s\n", strings.Join(parts, "\n")) }
 
 // second is the error of a call whose result nobody wants.
 func second[T any](_ T, err error) error { return err }
@@ -204,7 +208,7 @@ func (s *segment) measureCall(b *testing.B, echo string) {
 		fresh("fresh", map[string]any{"runDir": s.chain.RunDir})
 		fresh("fresh echo", map[string]any{"socket": echo})
 	}
-	b.Logf("a call\n%s", found.table())
+	show("a call", found.table())
 	b.ReportMetric(0, "ns/op")
 	hold(b, "warm/120us", found.median("warm"), goalWarm, 1)
 	hold(b, "fresh/echo", found.median("fresh"), found.median("fresh echo"), goalFresh)
