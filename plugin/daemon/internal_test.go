@@ -324,6 +324,15 @@ func (b *bench) attached(d *Daemon) *attachment {
 	return d.lookup(api.Attachment{Network: "a", ContainerID: "c1", IfName: "eth0"})
 }
 
+// again begins a daemon that finds the container attached to network "a" by the one before.
+func (b *bench) again() *Daemon {
+	b.Helper()
+	before := b.begin()
+	b.attached(before)
+	b.end(before)
+	return b.begin()
+}
+
 // stays and leaves are clients that wait for an answer, or have given up.
 func stays() bool  { return false }
 func leaves() bool { return true }
@@ -332,13 +341,7 @@ func leaves() bool { return true }
 // its client has given up meanwhile. They have their turns in the order in which they have come.
 func TestDelOvertakesWaiting(t *testing.T) {
 	b := newBench(t)
-	before := b.begin()
-	if err := b.add(t.Context(), before, "a"); err != nil {
-		t.Fatal(err)
-	}
-	b.end(before)
-
-	d := b.begin()
+	d := b.again()
 	defer b.end(d)
 	var work sync.WaitGroup
 	for n, c := range []struct {
@@ -384,13 +387,7 @@ func TestDelOvertakesWaiting(t *testing.T) {
 // restart.
 func TestAddBeforeAdoption(t *testing.T) {
 	b := newBench(t)
-	before := b.begin()
-	if err := b.add(t.Context(), before, "a"); err != nil {
-		t.Fatal(err)
-	}
-	b.end(before)
-
-	d := b.begin()
+	d := b.again()
 	defer b.end(d)
 	hurry, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
@@ -416,9 +413,7 @@ func TestAddBeforeAdoption(t *testing.T) {
 func TestPlaceLeft(t *testing.T) {
 	b := newBench(t)
 	before := b.begin()
-	if err := b.add(t.Context(), before, "a"); err != nil {
-		t.Fatal(err)
-	}
+	b.attached(before)
 	b.end(before)
 
 	loop := filepath.Join(b.dir, "loop")
